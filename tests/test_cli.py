@@ -323,6 +323,13 @@ def test_threads_are_those_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"configs", "sweep"}))
+def test_the_help_of_a_command_lists_threads(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "\n  --threads " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", ["0", "two", "-1", ""])
 def test_threads_that_cannot_be_are_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["curves", "runs/a", "--threads", number]) == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from lightning_meta.cli.parsing import add_overwrite, refuse_existing
+from lightning_meta.cli.threads import add_threads
 from lightning_meta.report.transfer import TransferReport, print_report, write_report
 from lightning_meta.report.transfer import compare as compare_runs
 from lightning_meta.report.transfer.writing import FILES, log_report
@@ -48,4 +49,5 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--out", default="report", help="Folder of the report.")
     add_overwrite(parser)
     parser.add_argument("--wandb_project", type=str | None, help="Log the report to this W&B project as well.")
+    add_threads(parser)
     return parser

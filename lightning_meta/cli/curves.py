@@ -8,6 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from lightning_meta.cli.parsing import add_overwrite, refuse_existing
+from lightning_meta.cli.threads import add_threads
 from lightning_meta.report.figures import compare_training
 
 
@@ -30,4 +31,5 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--metric", type=str, default="val/accuracy", help="Name of the metric in metrics.csv.")
     parser.add_argument("--out", type=str, default="curves.png", help="File of the figure.")
     add_overwrite(parser)
+    add_threads(parser)
     return parser

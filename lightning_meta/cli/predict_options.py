@@ -8,6 +8,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_meta.cli.parsing import add_overwrite, refuse_existing
+from lightning_meta.cli.threads import add_threads
 from lightning_meta.cli.trained import add_model_options
 from lightning_meta.data.image_files import refuse_odd_name
 from lightning_meta.errors import UserError
@@ -87,6 +88,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--skip_unreadable", action="store_true", help="Skip images that cannot be read.")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto takes an accelerator.")
+    add_threads(parser)
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,6 +12,11 @@ from lightning_meta.reading import is_number
 
 OPTION = "--threads"
 OWN = ("ladder", "sweep")  # commands that pass the number to the runs that they start
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Show `--threads` in the help of a command, whose options no longer contain it when they are parsed."""
+    parser.add_argument(OPTION, metavar="N", type=int, help="Threads of the processor; by default torch's choice.")
 
 
 @contextmanager

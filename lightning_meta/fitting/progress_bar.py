@@ -48,7 +48,7 @@ class Lines(ProgressBar):
         super().__init__()
         self._on = True
         self._first_step = 0
-        self._began = self._said = time.monotonic()
+        self._began = self._said = self._first_batch = time.monotonic()
 
     def enable(self) -> None:
         """Print from now on."""
@@ -102,8 +102,18 @@ class Lines(ProgressBar):
         self._say_share("test", batch_idx, trainer.num_test_batches[dataloader_idx])
 
     def _say_share(self, stage: str, batch: int, total: float) -> None:
-        if self._is_time():
-            print(f"{stage}, batch {batch + 1}" + (f" of {total:.0f}" if math.isfinite(total) else ""), flush=True)
+        now = time.monotonic()
+        if batch == 0:
+            self._first_batch = now
+        if not self._is_time():
+            return
+        line = f"{stage}, batch {batch + 1}"
+        if math.isfinite(total):
+            line += f" of {total:.0f}"
+            if batch:
+                left = (now - self._first_batch) / batch * (total - batch - 1)
+                line += f", about {in_words(left)} left"
+        print(line, flush=True)
 
     def _is_time(self) -> bool:
         """Whether to print a line now; if so, the next one is due after `PERIOD`."""

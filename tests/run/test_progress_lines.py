@@ -39,6 +39,23 @@ def test_lines_say_the_step_what_was_logged_and_the_time_left(
     assert any(line.startswith("test, batch 1 of ") for line in lines)
 
 
+@pytest.mark.parametrize("stage", ["validation", "test"])
+def test_lines_of_an_evaluation_say_the_time_left(
+    stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, *(moment for moment in (10.0, 14.0, 18.0) for _ in range(2))])
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: next(clock))
+    lines = Lines()
+    trainer: Any = SimpleNamespace(num_val_batches=[11], num_test_batches=[11])
+    for batch in range(3):
+        getattr(lines, f"on_{stage}_batch_end")(trainer, None, None, None, batch)
+    assert capsys.readouterr().out.splitlines() == [
+        f"{stage}, batch 1 of 11",
+        f"{stage}, batch 2 of 11, about 36 s left",  # 4 seconds a batch, the first of which is not counted
+        f"{stage}, batch 3 of 11, about 32 s left",
+    ]
+
+
 def test_epochs_and_accumulated_batches_are_counted_in_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
