@@ -44,7 +44,7 @@ def test_lines_of_an_evaluation_say_the_time_left(
     stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter([0.0, *(moment for moment in (10.0, 14.0, 18.0) for _ in range(2))])
-    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("lightning_meta.fitting.progress_bar.time.monotonic", lambda: next(clock))
     lines = Lines()
     trainer: Any = SimpleNamespace(num_val_batches=[11], num_test_batches=[11])
     for batch in range(3):

@@ -68,7 +68,7 @@ def make_parser() -> PlainParser:
         "one sweep at the same time. Each trains on all GPUs that it sees: start one per GPU, with "
         "CUDA_VISIBLE_DEVICES=0, CUDA_VISIBLE_DEVICES=1 and so on before it. Run the same command again to resume a "
         "sweep that was stopped or killed. All other options are passed to fit for every trial, such as "
-        "--trainer.max_steps=1000; they must be the same each time.",
+        "--trainer.max_steps=1000 or --threads 1; they must be the same each time.",
         allow_abbrev=False,
     )
     parser.add_argument(
