@@ -25,9 +25,9 @@ from lightning_meta.estimators.needed import (
     check_classification_targets,
     check_consistent_length,
     check_is_fitted,
-    column_or_1d,
     forget,
 )
+from lightning_meta.estimators.targets import one_column
 from lightning_meta.functional.prototypes import unit_length
 from lightning_meta.multitask.calibration import LabelCalibration
 from lightning_meta.nn.features import as_input, images_at_once
@@ -110,7 +110,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
         Args:
             X: M files or images, or features `(M, F)`.
-            y: Labels of any type, `(M,)`, of at least two classes.
+            y: Labels, `(M,)`, of at least two classes: text, numbers or truth values.
 
         Returns:
             The estimator.
@@ -124,13 +124,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         if y is None:
             raise UserError("FewShotClassifier requires y to be passed, but the target y is None")
         forget(self)
+        y = one_column(y)
         self.of_images_ = are_images(X)
         if self.of_images_:
             check_consistent_length(X, y)
         else:
             X, y = read_features(self, X, y=y)
         check_classification_targets(y)
-        self.classes_, numbers = np.unique(column_or_1d(y, warn=True), return_inverse=True)
+        self.classes_, numbers = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise UserError(f"y: at least 2 classes are needed, got 1 class, {str(self.classes_[0])!r}")
         self.learner_ = self._meta_learner()
@@ -187,7 +188,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             UserError: A label is not in `classes_`, or there are fewer than (1 − α) / α examples.
         """
         share(0.1, error=error)
-        logits, targets = torch.from_numpy(self._logits(X)), column_or_1d(y, warn=True)
+        logits, targets = torch.from_numpy(self._logits(X)), one_column(y)
         check_consistent_length(logits, targets)
         if not np.isin(targets, self.classes_).all():
             unknown = targets[~np.isin(targets, self.classes_)][0]

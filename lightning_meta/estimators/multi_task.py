@@ -339,7 +339,7 @@ class MultiTaskClassifier(PredictsSets, ClassifierMixin, _MultiTask):  # type: i
             return labels
         columns = [classes[numbers] for classes, numbers in zip(self.classes_, best, strict=True)]
         kinds = {column.dtype.kind for column in columns}
-        mixed = len(kinds) > 1 and not kinds <= set("biuf")  # NumPy would convert the numbers to text
+        mixed = len(kinds) > 1 and not kinds <= set("iuf")  # NumPy would convert numbers to text, and truth to numbers
         return np.stack([column.astype(object) for column in columns] if mixed else columns, axis=1)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:

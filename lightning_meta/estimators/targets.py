@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_meta.errors import UserError
-from lightning_meta.estimators.needed import check_array
+from lightning_meta.estimators.needed import check_array, column_or_1d
 
 
 def numbers_of(y: Any) -> NDArray[np.float64]:
@@ -26,10 +26,13 @@ def numbers_of(y: Any) -> NDArray[np.float64]:
 def labels_of(y: Any) -> NDArray[Any]:
     """Labels of any kind, some of which may be missing."""
     options = {"ensure_2d": False, "ensure_all_finite": False, "dtype": None, "input_name": "y"}
+    kinds = {str(dtype).replace("boolean", "bool") for dtype in y.dtypes} if _is_frame(y) else set()
+    if len(kinds) > 1 and "bool" in kinds:  # their common type is a number
+        y = y.astype(object)
     try:
         labels: NDArray[Any] = check_array(y, **options)
     except (TypeError, ValueError):
-        if not hasattr(y, "dtypes") or not hasattr(y, "astype"):
+        if not _is_frame(y):
             raise
         labels = check_array(y.astype(object), **options)  # columns of a DataFrame without a common type
     return labels
@@ -66,5 +69,35 @@ def _is_missing(value: Any) -> bool:
 
 
 def plain(labels: NDArray[Any]) -> NDArray[Any]:
-    """Convert an array of Python objects to the dtype of the labels."""
-    return np.array(labels.tolist()) if labels.dtype == object else labels
+    """Convert an array of Python objects to the dtype of the labels.
+
+    Raises:
+        UserError: Some labels are text and others are not, for example; NumPy would convert them all to text.
+    """
+    if labels.dtype != object:
+        return labels
+    examples = {_kind(label): label for label in labels}
+    if len(examples) > 1:
+        shown = " and ".join(f"{kind}, such as {label!r}" for kind, label in examples.items())
+        raise UserError(f"y: labels of one kind are needed, got {shown}; convert them, for example to text")
+    return np.array(labels.tolist())
+
+
+def one_column(y: Any) -> NDArray[Any]:
+    """Labels of one kind, `(n,)`, from a list, an array, a Series or a column.
+
+    Raises:
+        UserError: They are of different kinds.
+    """
+    return plain(column_or_1d(np.array(y, dtype=object) if isinstance(y, list | tuple) else y, warn=True))
+
+
+def _kind(label: Any) -> str:
+    for kind, types in {"text": str, "truth values": (bool, np.bool_), "numbers": (int, float, np.number)}.items():
+        if isinstance(label, types):
+            return kind
+    return f"objects of type {type(label).__name__}"
+
+
+def _is_frame(y: Any) -> bool:
+    return hasattr(y, "dtypes") and hasattr(y, "columns") and hasattr(y, "astype")

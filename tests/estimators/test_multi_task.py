@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import lightning_meta as lm
+from lightning_meta.errors import UserError
 
 MultiTaskRegressor, MultiTaskClassifier = lm.estimators.MultiTaskRegressor, lm.estimators.MultiTaskClassifier
 SMALL: dict[str, Any] = {"hidden": (8,), "max_epochs": 4, "learning_rate": 0.02}
@@ -258,3 +260,21 @@ def test_targets_to_score_have_the_shape_of_those_of_fit(cls: Any) -> None:
         own.score(x, np.hstack([y, y[:, :1]]))
     with pytest.raises(lm.UserError, match=r"y: the shape \(n, 2\) of fit is needed, got \(60,\)"):
         own.score(x, y[:, 0])
+
+
+def test_truth_values_stay_truth_values_and_mixed_labels_are_refused() -> None:
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    y = pd.DataFrame({"a": x[:, 0] > 0, "b": pd.array(x[:, 1] > 0, dtype="boolean"), "n": (x[:, 2] > 0) * 2})
+    classifier = MultiTaskClassifier("Linear").fit(x, y)
+    assert [classes.dtype.kind for classes in classifier.classes_] == ["b", "b", "i"]
+    predicted = classifier.predict(x)
+    assert type(predicted[0, 0]) is bool
+    assert (predicted == y.astype(object).to_numpy()).mean() > 0.9
+    mixed = np.array([1, "a"] * 30, dtype=object)
+    for fit in (MultiTaskClassifier("Linear").fit, lm.estimators.FewShotClassifier().fit):
+        with pytest.raises(UserError, match="of one kind are needed, got numbers, such as 1 and text, such as 'a'"):
+            fit(x, mixed)
+    few = lm.estimators.FewShotClassifier().fit(x, list(x[:, 0] > 0))
+    assert few.predict(x).dtype == bool
+    few = lm.estimators.FewShotClassifier().fit(x, ((x[:, 0] > 0) * 3).astype(object))
+    assert set(few.predict(x)) == {0, 3}
