@@ -24,7 +24,7 @@ from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
 from lightning_meta.tasks import Task, TasksSpec
-from lightning_meta.tasks.few_rows import FEWEST_ROWS
+from lightning_meta.tasks.few_rows import FEWEST_ROWS, enough_rows
 
 _log = logging.getLogger(__name__)
 
@@ -308,8 +308,10 @@ def say_metrics(tasks: Mapping[str, Task], fitted: Mapping[str, Task]) -> None:
 
 def say_few_rows(sets: Mapping[Split, TaskSet]) -> None:
     """Warn of tasks with too few examples in a split, in one line with the number of examples in each."""
-    counts = {name: [sets[split].counts[name] for split in SPLITS] for name in sets["train"].names}
-    few = [name for name, numbers in counts.items() if min(numbers[1:]) < FEWEST_ROWS]
+    names = sets["train"].names
+    counts = {name: [sets[split].counts[name] for split in SPLITS] for name in names}
+    in_val, in_test = (enough_rows([sets[split].counts[name] for name in names]) for split in ("val", "test"))
+    few = [name for name, *counting in zip(names, in_val, in_test, strict=True) if not all(counting)]
     if few:
         shown = [f"{name!r} {'/'.join(map(str, counts[name]))}" for name in few]
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
