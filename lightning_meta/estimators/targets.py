@@ -93,10 +93,11 @@ def one_column(y: Any) -> NDArray[Any]:
 
 
 def _kind(label: Any) -> str:
-    for kind, types in {"text": str, "truth values": (bool, np.bool_), "numbers": (int, float, np.number)}.items():
-        if isinstance(label, types):
-            return kind
-    return f"objects of type {type(label).__name__}"
+    if isinstance(label, str):
+        return "text"
+    if isinstance(label, bool | np.bool_):
+        return "truth values"
+    return "numbers" if isinstance(label, int | float | np.number) else f"objects of type {type(label).__name__}"
 
 
 def _is_frame(y: Any) -> bool:
