@@ -47,6 +47,16 @@ def test_an_unknown_name_is_one_line_with_what_was_meant(capsys: pytest.CaptureF
     assert "lightning-meta configs" in line
 
 
+@pytest.mark.parametrize(("command", "name"), [("fit", "ladder_glyphs"), ("ladder", "protonet_glyphs")])
+def test_messages_call_a_shipped_configuration_by_its_name(
+    command: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--config", name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lightning-meta: error: --config: {name} is ")
+    assert "/" not in line
+
+
 @pytest.mark.parametrize("name", shipped(SWEEPS))
 def test_a_shipped_sweep_starts_from_any_folder(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

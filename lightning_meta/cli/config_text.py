@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from lightning_meta.cli.shipped import as_given
 from lightning_meta.errors import UserError
 from lightning_meta.reading import LARGEST_YAML, TooLargeError, compose_yaml, read_text, read_yaml
 
@@ -31,7 +32,8 @@ def check_fit_configs(args: Sequence[str]) -> None:
     for file in config_files(args):
         keys = check_yaml(file, of_fit=True) if file.exists() else []
         if "rungs" in keys:
-            raise UserError(f"--config: {file} is a ladder; run it with lightning-meta ladder --config {file}")
+            name = as_given(file)
+            raise UserError(f"--config: {name} is a ladder; run it with lightning-meta ladder --config {name}")
         if "method" in keys and "parameters" in keys:
             raise UserError(f"--config: {file} is a sweep; run it with lightning-meta sweep --config {file}")
 

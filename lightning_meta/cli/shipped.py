@@ -54,6 +54,11 @@ def _resolve(value: str, folder: Path) -> str:
     raise UserError(f"--config: there is no file {value}, and no configuration of this name is shipped; {hint}")
 
 
+def as_given(file: str | Path) -> str:
+    """How messages name a configuration: a shipped one by its name, another one by its path."""
+    return Path(file).stem if Path(file).parent in (FOLDER, SWEEPS) else str(file)
+
+
 def configs(args: Sequence[str]) -> None:
     """List the shipped configurations, or print one.
 

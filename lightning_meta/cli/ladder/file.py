@@ -18,6 +18,7 @@ from lightning_meta.cli.config_text import read_config
 from lightning_meta.cli.fit import MetaCLI, fit_options
 from lightning_meta.cli.ladder.search import TUNED, Search, read_search
 from lightning_meta.cli.messages import one_line
+from lightning_meta.cli.shipped import as_given
 from lightning_meta.describing import fixed_options
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import import_class
@@ -215,7 +216,7 @@ def _parsed(file: str, folder: Path, rung: str, config: dict[str, Any], options:
 def _content(file: str) -> dict[str, Any]:
     content = read_config(Path(file))
     if not isinstance(content, dict) or "rungs" not in content:
-        raise UserError(f"--config: {file} is not a ladder: it has no rungs; train a single method with fit")
+        raise UserError(f"--config: {as_given(file)} is not a ladder: it has no rungs; train a single method with fit")
     if odd := [str(k) for k in content if k not in KEYS]:
         raise UserError(f"{file}: {odd[0]} is not a key of a ladder; expected {', '.join(KEYS)}")
     return content
