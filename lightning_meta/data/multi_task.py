@@ -140,6 +140,7 @@ class MultiTaskDataModule(SourceDataModule):
         if self.trainer is None or self.trainer.is_global_zero:
             say_metrics(tasks, fitted)
             say_few_rows(sets)
+            say_single_values(train)
         self.spec = TasksSpec(
             fitted,
             train.input_shapes,
@@ -319,6 +320,17 @@ def say_few_rows(sets: Mapping[Split, TaskSet]) -> None:
             "examples: %d of %d tasks have fewer than %d for validation or test, where their scores do not count in "
             "means over tasks (train/val/test): %s%s",
             *(len(few), len(counts), FEWEST_ROWS, ", ".join(shown[:5]), more),
+        )
+
+
+def say_single_values(train: TaskSet) -> None:
+    """Warn of tasks with a single label or number in training, in one line."""
+    alike = [name for name in train.names if bool((train.targets[name] == train.targets[name][:1]).all())]
+    if alike:
+        _log.warning(
+            "targets: %d of %d tasks have a single label or number in training, so there is nothing to learn (%s); "
+            "leave them out with `tasks`",
+            *(len(alike), len(train.names), _listed(alike, 5)),
         )
 
 

@@ -239,6 +239,15 @@ def test_a_task_without_validation_data_is_trained_and_has_no_score(caplog: pyte
     assert "'b' 6/0/6" in said
 
 
+def test_a_task_with_a_single_label_in_training_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    tasks: dict[str, Task] = {name: Classification(3) for name in TWO}
+    alike = {"a": LABELS, "b": torch.full_like(LABELS, 2)}
+    fit({"source": Given(tasks, sets_of(TWO, train=alike))})
+    (said,) = [message for message in caplog.messages if message.startswith("targets: ")]
+    assert "1 of 2 tasks have a single label or number in training" in said
+    assert "('b')" in said
+
+
 def test_a_task_of_one_test_example_does_not_count_in_the_mean() -> None:
     tasks: dict[str, Task] = {name: Classification(3) for name in TWO}
     few = {"a": LABELS, "b": LABELS[:1]}
