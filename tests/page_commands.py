@@ -43,7 +43,7 @@ ELSEWHERE = {
     'pip install -e ".[pretrained]"': "an extra, which .ci/run installs with [dev]",
     "lightning-meta configs": "test_shipped_configs.py runs it",
     "lightning-meta configs protonet_glyphs > mine.yaml": "test_shipped_configs.py runs it",
-    "lightning-meta sweep --config maml_glyphs --trials 20": "hours; test_shipped_configs.py starts it, test_sweep.py runs its kind",
+    "lightning-meta sweep --config maml_glyphs --trials 20": "hours; test_shipped_configs.py starts it",
     'pip install -e ".[dev]"': ".ci/run installs the package",
     "pip install -e .": ".ci/run installs the package",
     'pip install -e ".[docs]"': ".ci/run installs the package",
