@@ -113,7 +113,7 @@ def test_other_names_are_refused(name: str) -> None:
 
 
 def test_another_librarys_function_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no function of torchvision.models; wrap .* in lightning_meta.nn.Frozen"):
+    with pytest.raises(UserError, match=r"not a function of torchvision.models; wrap .* in lightning_meta.nn.Frozen"):
         Pretrained(F.relu)  # type: ignore[arg-type]
 
 
