@@ -71,7 +71,7 @@ def choose(metric: str | type[Metric], names: Sequence[str], outputs: int, whose
         UserError: There is no such metric, it cannot be made, or its `higher_is_better` is None.
     """
     if isinstance(metric, type) and issubclass(metric, Metric):
-        if metric in _NAMED:
+        if _NAMED.get(metric) in names:
             return choose(_NAMED[metric], names, outputs, whose)
         better = made(metric, outputs).higher_is_better
         if better is None:

@@ -495,3 +495,4 @@ def test_r2_by_its_class_is_bounded_and_needs_rows_as_by_its_name() -> None:
     by_name, by_class = (Regression(1, metric=metric) for metric in ("r2", R2Score))
     assert (by_class.selection, by_class.floor) == (by_name.selection, by_name.floor)
     assert by_class.comparable(-435.0) == by_name.comparable(-435.0) > -435
+    assert Binary(metric=MeanAbsoluteError).selection == "mean_absolute_error"  # has no built-in one of this name

@@ -1,7 +1,7 @@
 """Run a command line and return its exit status.
 
-Importing torch and Lightning takes seconds, so only light modules are imported before a command runs: help, versions,
-the list of configurations and wrong names are printed at once.
+Importing torch and Lightning takes seconds, so only light modules are imported before a command runs: the general help,
+versions, the list of configurations and wrong names are printed at once. The help of a command needs its imports.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from numbers import Integral
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
         forget(self)
         if y is None:
             raise UserError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        X = self._read_features(X, reset=True)
+        X = read_features(self, X, reset=True)
         tasks, targets, present = self._read_targets(y)
         check_consistent_length(X, targets[0])
         if not all(there.any() for there in present):
@@ -168,8 +168,7 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
                 f"method: {name} takes a multi-task method, such as 'MultiHead', 'Independent' or 'Conditioned', or "
                 f"its class; got {self.method!r}{meant(self.method, methods)}"
             )
-        method: Any = cls
-        return method  # type: ignore[no-any-return]
+        return cls
 
     def _module(self, cls: type[MultiTaskModule], features: int) -> MultiTaskModule:
         options = copy.deepcopy(dict(self.options or {}))  # a weighting may have trainable parameters
@@ -179,15 +178,11 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
         optimizer = partial(torch.optim.AdamW, lr=self.learning_rate, weight_decay=self.weight_decay)
         return cls(backbone, **{"optimizer": optimizer, **options})
 
-    def _read_features(self, X: Any, reset: bool) -> NDArray[np.float64]:
-        read: NDArray[np.float64] = read_features(self, X, reset=reset)
-        return read
-
     @torch.no_grad()
     def _outputs(self, X: Any) -> list[tuple[Task, Tensor]]:
         """Return the kind of each task and its outputs `(n, outputs)`."""
         check_is_fitted(self)
-        X = self._read_features(X, reset=False)
+        X = read_features(self, X, reset=False)
         inputs = torch.from_numpy((X - self.mean_) / self.scale_)
         module = self.module_
         parts: dict[str, list[Tensor]] = {name: [] for name in module.names}
@@ -382,7 +377,7 @@ class MultiTaskClassifier(PredictsSets, ClassifierMixin, _MultiTask):  # type: i
         return [there & (target == label) for target, there in pairs for label in np.unique(target[there])]
 
 
-def _is_method(cls: Any) -> bool:
+def _is_method(cls: Any) -> TypeGuard[type[MultiTaskModule]]:
     return isinstance(cls, type) and issubclass(cls, MultiTaskModule) and cls is not MultiTaskModule
 
 
