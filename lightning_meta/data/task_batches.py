@@ -38,7 +38,7 @@ class TaskBatches(Dataset[TaskBatch], ABC):
         """Return the labelled examples of the batch of all ranks, by name of the task."""
 
     def ids_of(self, first: int, count: int) -> Tensor | None:
-        """Return the labelled examples of up to `count` batches of an epoch, for `TaskSet.several`; None if it cannot.
+        """Return the labelled examples of up to `count` batches in a row, for `TaskSet.several`; None if it cannot.
 
         Only called if a subclass has set `at_once`, the number of batches to gather together. In small batches the
         calls of a gather take longer than its work.
@@ -62,7 +62,7 @@ class TaskBatches(Dataset[TaskBatch], ABC):
         in_turn, self._next = batch == self._next, batch + 1
         # A worker process gets only some of the batches.
         if self.at_once > 1 and in_turn and batch not in self._ahead and get_worker_info() is None:
-            numbers = self.ids_of(batch, min(self.at_once, self.batches - batch % self.batches))
+            numbers = self.ids_of(batch, self.at_once)
             with torch.inference_mode(False):  # the others may be asked for in training
                 self._ahead = {} if numbers is None else dict(enumerate(self.data.several(numbers), batch))
         ready = self._ahead.pop(batch, None)  # not kept, since whoever gets it may change it

@@ -75,19 +75,21 @@ class DrawnTasks(TaskBatches):
         epoch, number = divmod(batch, self.batches)
         columns = (self.sizes, self.sizes.values(), self._counts, *self._drawn_before(epoch, number))
         wanted = {
-            name: (self._keys[name], seen * size, size, n)
+            name: (self._keys[name], epoch, seen * size, size, n)
             for name, size, n, seen, then in zip(*columns, strict=True)
             if then > seen
         }
-        return dict(zip(wanted, self._orders.take_all(epoch, list(wanted.values())), strict=True))
+        return dict(zip(wanted, self._orders.take_all(list(wanted.values())), strict=True))
 
     def ids_of(self, first: int, count: int) -> Tensor:
         """Return the labelled examples of several batches, `(count, T, n)`."""
-        epoch, number = divmod(first, self.batches)
-        size = next(iter(self.sizes.values()))
-        names = self._keys.values()
-        wanted = [(name, number * size, count * size, n) for name, n in zip(names, self._counts, strict=True)]
-        return torch.stack(self._orders.take_all(epoch, wanted)).view(-1, count, size).transpose(0, 1)
+        size, tasks = next(iter(self.sizes.values())), list(zip(self._keys.values(), self._counts, strict=True))
+        parts = _by_epoch(first, count, self.batches)
+        orders = self._orders.take_all(
+            [(name, epoch, number * size, many * size, n) for epoch, number, many in parts for name, n in tasks]
+        )
+        ids = [torch.stack(orders[i : i + len(tasks)]) for i in range(0, len(orders), len(tasks))]  # of each epoch
+        return torch.cat(ids, dim=1).view(len(tasks), count, size).transpose(0, 1)
 
     def _drawn_before(self, epoch: int, number: int) -> list[list[int]]:
         """Return how often each task has been drawn in the epoch before a batch, and including it."""
@@ -153,13 +155,14 @@ class DrawnInputs(TaskBatches):
 
     def ids_of(self, first: int, count: int) -> Tensor | None:
         """Return the labelled examples of several whole batches, `(count, n)`; None if the first is not whole."""
-        epoch, number = divmod(first, self.batches)
         n, size = len(self._rows), self.batch_size
-        start = number * size
-        count = min(count, (n - start % n) // size)  # a batch of two turns may have an input twice
+        if not self._whole_epochs or n % size:
+            # Up to the end of a turn: its last batch may be smaller, and one of two turns may have an input twice.
+            count = min(count, self.batches - first % self.batches, (n - first % self.batches * size % n) // size)
         if not count:
             return None
-        return self._orders.take(0, epoch, start, count * size, n).view(count, size).sort().values
+        parts = [(0, epoch, number * size, of * size, n) for epoch, number, of in _by_epoch(first, count, self.batches)]
+        return torch.cat(self._orders.take_all(parts)).view(count, size).sort().values
 
     def _labelled(self, order: Tensor, rank: int, ranks: int) -> dict[str, Tensor]:
         """Return the examples of a rank for every task of the whole batch; a task may be empty on the rank."""
@@ -197,6 +200,17 @@ def _chances(weights: Tensor, count: int) -> Tensor:
     return chances
 
 
+def _by_epoch(first: int, count: int, batches: int) -> list[tuple[int, int, int]]:
+    """Return how many of `count` batches are in each epoch: its number, the first batch in it, and how many follow."""
+    parts = []
+    while count:
+        epoch, number = divmod(first, batches)
+        of_epoch = min(count, batches - number)
+        parts.append((epoch, number, of_epoch))
+        first, count = first + of_epoch, count - of_epoch
+    return parts
+
+
 class _Orders:
     """Endless random sequences of n items: no item repeats before all were used."""
 
@@ -206,44 +220,44 @@ class _Orders:
 
     def take(self, name: int, epoch: int, start: int, count: int, n: int) -> Tensor:
         """Return the items from `start` to `start + count - 1` of the sequence of an epoch: `(count,)` in [0, n)."""
-        return self.take_all(epoch, [(name, start, count, n)])[0]
+        return self.take_all([(name, epoch, start, count, n)])[0]
 
-    def take_all(self, epoch: int, wanted: Sequence[tuple[int, int, int, int]]) -> list[Tensor]:
-        """Like `take`, for several names at once.
+    def take_all(self, wanted: Sequence[tuple[int, int, int, int, int]]) -> list[Tensor]:
+        """Like `take`, for several names and epochs at once.
 
         Args:
-            epoch: Number of the epoch.
-            wanted: `name`, `start`, `count` and `n` of each.
+            wanted: `name`, `epoch`, `start`, `count` and `n` of each.
         """
-        missing: dict[int, list[tuple[int, int]]] = {}  # names and turns by n: orders of one length are drawn together
-        for name, start, count, n in wanted:
-            kept, turn = self._kept.setdefault(name, {}), start // n
-            if (epoch, turn, n) in kept and start + count <= (turn + 1) * n:
+        used: dict[int, set[tuple[int, int, int]]] = {}  # epochs, turns and lengths of the orders by name
+        for name, epoch, start, count, n in wanted:
+            turns = range(start // n, (start + max(count, 1) - 1) // n + 1)
+            used.setdefault(name, set()).update((epoch, turn, n) for turn in turns)
+        missing: dict[int, list[tuple[int, int, int]]] = {}  # orders of one length are drawn together
+        for name, orders in used.items():
+            kept = self._kept.setdefault(name, {})
+            if orders <= kept.keys():
                 continue
-            turns = range(start // n, (start + count - 1) // n + 1)
-            for old in [which for which in kept if which[0] != epoch or which[1] not in turns or which[2] != n]:
+            for old in kept.keys() - orders:
                 del kept[old]
-            for turn in turns:
-                if (epoch, turn, n) not in kept:
-                    missing.setdefault(n, []).append((name, turn))
+            for epoch, turn, n in sorted(orders - kept.keys()):
+                missing.setdefault(n, []).append((name, epoch, turn))
         for n, of_length in missing.items():
             most = max(1, _AT_ONCE // n)
             for first in range(0, len(of_length), most):
-                self._draw(epoch, n, of_length[first : first + most])
-        return [self._taken(epoch, *of_name) for of_name in wanted]
+                self._draw(n, of_length[first : first + most])
+        return [self._taken(*of_name) for of_name in wanted]
 
-    def _draw(self, epoch: int, n: int, which: Sequence[tuple[int, int]]) -> None:
+    def _draw(self, n: int, which: Sequence[tuple[int, int, int]]) -> None:
         if len(which) <= _FEW:
-            keys = torch.stack([fold(self._root, name, epoch, turn) for name, turn in which])
+            keys = torch.stack([fold(self._root, *words) for words in which])
         else:
-            names, turns = torch.tensor(which).unbind(1)
-            keys = fold(self._root, names, epoch, turns)
+            keys = fold(self._root, *torch.tensor(which).unbind(1))
         orders = choose(keys, n, n)
-        for (name, turn), order in zip(which, orders, strict=True):
+        for (name, epoch, turn), order in zip(which, orders, strict=True):
             # Copied, because a view would keep the whole joint tensor in memory.
             self._kept[name][epoch, turn, n] = order.clone() if len(which) > 1 else order
 
-    def _taken(self, epoch: int, name: int, start: int, count: int, n: int) -> Tensor:
+    def _taken(self, name: int, epoch: int, start: int, count: int, n: int) -> Tensor:
         kept, (turn, first) = self._kept[name], divmod(start, n)
         if first + count <= n:
             return kept[epoch, turn, n].narrow(0, first, count)

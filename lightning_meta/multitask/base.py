@@ -167,6 +167,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         self._likenesses: dict[str, Likeness] = {}
         self._batches = 0
         self._batch_of_task: dict[str, int] = {}
+        self._batch_of_all = 0
         self._batches_of_step: dict[int, tuple[int, int]] = {}
         self._at_floor = ""  # a warning about tasks that were at their bound in the best validation
         self._step_gradients, self._step_features = StepGradients(), StepFeatures(type(self).__name__)
@@ -412,7 +413,9 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         """The weighted loss of a batch of tasks."""
         weighting, ranks, self._weighed = self.weighting, world_size(), True
         # With an aggregator, the objective only weights the losses for the tasks' own parameters.
-        own, shared, by_features = list[list[nn.Parameter]](), list[nn.Parameter](), False
+        own: list[list[nn.Parameter]] = []
+        shared: list[nn.Parameter] = []
+        by_features = False
         if isinstance(weighting, Aggregator):
             own = self._own_parameters()
             shared = [p for p in self._shared_parameters(own) if p.requires_grad]
@@ -672,11 +675,16 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
 
     def _losses(self, batch: TaskBatch, totals: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of the tasks in a batch, in the order of the outputs; and the outputs."""
-        outputs = self.outputs(batch)
-        groups, ranks = self._example_losses(outputs, batch), world_size()
-        by_group = [group.sums() if ranks > 1 else group.means() for group in groups]
-        losses = torch.cat(by_group) if len(groups) > 1 else by_group[0]
-        names = [name for group in groups for name in group.names]
+        outputs, ranks = self.outputs(batch), world_size()
+        if ranks > 1:
+            by_group = [(group.names, group.sums()) for group in self._example_losses(outputs, batch)]
+        elif batch.weights is not None:
+            by_group = [(group.names, group.means()) for group in self._example_losses(outputs, batch)]
+        else:
+            by_group = self._losses_together(outputs, batch).means(outputs, batch.targets)
+        names, losses = by_group[0]
+        if len(by_group) > 1:
+            names, losses = [n for names, _ in by_group for n in names], torch.cat([of for _, of in by_group])
         if names != list(outputs):
             places = {name: place for place, name in enumerate(names)}
             losses = losses[torch.tensor([places[name] for name in outputs], device=losses.device)]
@@ -690,6 +698,18 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
 
     def _example_losses(self, outputs: Mapping[str, Tensor], batch: TaskBatch) -> list[Losses]:
         """The loss of each example times its weight, grouped by type of task."""
+        groups = self._losses_together(outputs, batch)(outputs, batch.targets)
+        weights = batch.weights
+        if weights is None:
+            return groups
+        weighted = []
+        for group in groups:
+            of_examples = torch.cat([weights[name] for name in group.names])
+            weighted.append(group._replace(values=group.values * of_examples.to(group.values.dtype)))
+        return weighted
+
+    def _losses_together(self, outputs: Mapping[str, Tensor], batch: TaskBatch) -> LossesTogether:
+        """What computes the losses, once the outputs are checked."""
         tasks = self.spec.tasks
         if not isinstance(outputs, Mapping) or outputs.keys() != batch.targets.keys():
             returned = ", ".join(outputs) if isinstance(outputs, Mapping) else f"a {type(outputs).__name__}"
@@ -708,15 +728,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
                 )
         if self._together is None or self._together.tasks is not tasks:
             self._together = LossesTogether(tasks)
-        groups = self._together(outputs, batch.targets)
-        weights = batch.weights
-        if weights is None:
-            return groups
-        weighted = []
-        for group in groups:
-            of_examples = torch.cat([weights[name] for name in group.names])
-            weighted.append(group._replace(values=group.values * of_examples.to(group.values.dtype)))
-        return weighted
+        return self._together
 
     def _log_training(
         self, loss: Tensor, means: Tensor, present: Tensor, outputs: dict[str, Tensor], batch: TaskBatch

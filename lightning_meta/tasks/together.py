@@ -7,12 +7,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks.base import Task
 from lightning_meta.tasks.classification import Binary, Classification, Multilabel
 from lightning_meta.tasks.regression import Regression
 
+_FEW = 3
+"""Most tasks whose mean losses are computed one by one: more take less time in one tensor."""
 _Standards = tuple[Tensor, Tensor]  # μ and σ
 _Named = list[tuple[str, torch.dtype]]  # names of tasks and their targets' dtypes
 
@@ -77,6 +80,20 @@ class LossesTogether:
         groups = self._groups([(name, targets[name].dtype) for name in outputs])
         return [self._of(names, [outputs[n] for n in names], [targets[n] for n in names]) for names in groups]
 
+    def means(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
+        """Compute the mean losses of tasks: for each group the names, and `Losses.means`, `(T,)`."""
+        means = []
+        for names in self._groups([(name, targets[name].dtype) for name in outputs]):
+            of_outputs, of_targets = [outputs[n] for n in names], [targets[n] for n in names]
+            task, counts = self.tasks[names[0]], [y.shape[0] for y in of_outputs]
+            if 1 < len(names) <= _FEW and type(task) is Regression and min(counts):
+                y = self._standardised(names, counts, of_targets, task.outputs, of_outputs[0].dtype).split(counts)
+                pairs = zip(of_outputs, y, strict=True)
+                means.append((names, torch.stack([F.mse_loss(at_least_float32(o), of) for o, of in pairs])))
+            else:
+                means.append((names, self._of(names, of_outputs, of_targets).means()))
+        return means
+
     def _groups(self, dtypes: _Named) -> list[list[str]]:
         """Group the names of tasks by kind, given their targets' dtypes."""
         if self._grouped[0] != dtypes:
@@ -90,16 +107,23 @@ class LossesTogether:
         counts, task = [y.shape[0] for y in outputs], self.tasks[names[0]]
         if len(names) == 1:
             return Losses(names, counts, task.losses(outputs[0], targets[0]))
-        y, joined = at_least_float32(torch.cat(list(outputs))), torch.cat(list(targets))
+        y = at_least_float32(torch.cat(list(outputs)))
         if isinstance(task, Regression):
-            joined = at_least_float32(joined)
-            mean, scale = self._standards_of_rows(names, counts, joined, task.outputs)
-            joined = ((joined - mean) / scale).to(y.dtype)
-            errors = (y - joined).square()
+            joined = self._standardised(names, counts, targets, task.outputs, y.dtype)
+            errors = F.mse_loss(y, joined, reduction="none")
             values = errors.mean(-1) if task.outputs > 1 else errors.view(-1)
         else:
-            values = task.losses(y, joined)
+            values = task.losses(y, torch.cat(list(targets)))
         return Losses(names, counts, values)
+
+    def _standardised(
+        self, names: list[str], counts: list[int], targets: Sequence[Tensor], outputs: int, dtype: torch.dtype
+    ) -> Tensor:
+        """Return the standardised targets of several regressions, `(M, outputs)`, at least in float32."""
+        joined = at_least_float32(torch.cat(list(targets)))
+        mean, scale = self._standards_of_rows(names, counts, joined, outputs)
+        joined = (joined - mean) / scale
+        return joined if joined.dtype == dtype else at_least_float32(joined.to(dtype))
 
     def _standards_of_rows(self, names: list[str], counts: list[int], like: Tensor, outputs: int) -> _Standards:
         """Return μ and σ of every row, `(M, outputs)` each; those of the last batch if it had as many rows of each."""
