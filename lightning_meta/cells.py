@@ -15,7 +15,7 @@ from typing import Any
 
 _FORMULA = re.compile(r"'?[=+\-@\t\r\n]|''")  # an apostrophe before one of these must not be taken for ours
 _ESCAPED = re.compile(r"'(?:'?[=+\-@\t\r\n]|'')")
-_NUMBER = re.compile(r"[+-](?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-](?:inf|nan)")
+_NUMBER = re.compile(r"[+-](?:\d+[.,]?\d*|[.,]\d+)(?:[eE][+-]?\d+)?|[+-](?:inf|nan)")
 
 
 def as_cell(value: Any) -> Any:

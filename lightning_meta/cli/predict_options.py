@@ -36,7 +36,14 @@ def make_parser() -> ArgumentParser:
         "--table",
         type=str | None,
         help="A table (.csv, .tsv or .parquet) of new rows with the feature columns of training; other columns are "
-        "ignored.",
+        "ignored. The predictions are written with its separator and decimal mark.",
+    )
+    parser.add_argument(
+        "--keep",
+        type=str,
+        nargs="+",
+        metavar="COLUMN",
+        help="Columns of --table, such as IDs, that come first in the predictions as they are written.",
     )
     parser.add_argument(
         "--delimiter",
@@ -104,7 +111,7 @@ def check(config: Namespace) -> None:
     if config.table is not None:
         if of_images is not None:
             raise UserError(f"--{of_images} applies only to images; leave it out, or leave --table out")
-    elif of_table := next((n for n in ("delimiter", "decimal") if getattr(config, n) is not None), None):
+    elif of_table := next((n for n in ("keep", "delimiter", "decimal") if getattr(config, n) is not None), None):
         raise UserError(f"--{of_table} requires --table; leave it out")
     elif config.support is None and (config.export is None or of_images is not None):
         raise UserError("--support: give a folder of labelled images, or --table a table of new rows")

@@ -14,8 +14,9 @@ from lightning_meta.cli.calibrating import read_table_calibration
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule
 from lightning_meta.multitask import MultiTaskModule
-from lightning_meta.multitask.table_predictions import predict_table
+from lightning_meta.multitask.table_predictions import predict_table, spelling_of
 from lightning_meta.run.tables import write_table
+from lightning_meta.sources.table_files import DELIMITERS
 
 ROW = "row"
 """The column that counts rows from 1, as messages do."""
@@ -43,14 +44,16 @@ def predict_rows(config: Namespace, model: Any) -> None:
             "an earlier version, or the model was not trained on a lightning_meta.sources.Table; train it again on one"
         )
     calibration = read_table_calibration(config.ckpt_path, model) if config.calibrated else None
-    spelling = config.delimiter, config.decimal
-    predictions = predict_table(model, config.table, config.batch_size, "--table ", *spelling, calibration)
+    given, kept = (config.delimiter, config.decimal), config.keep or []
+    predictions = predict_table(model, config.table, config.batch_size, "--table ", *given, calibration, kept)
+    spelling = spelling_of(model.spec.table, config.table, *given)
     rows = len(next(iter(predictions.values())))
-    columns = [[name, *_as_text(values)] for name, values in predictions.items()]
+    columns = [[name, *_as_text(values, spelling.decimal)] for name, values in predictions.items()]
     if ROW not in predictions:  # a target may be called so
         columns.insert(0, [ROW, *map(str, range(1, rows + 1))])
+    delimiter = spelling.delimiter or DELIMITERS.get(Path(config.table).suffix.lower(), ",")
     try:
-        write_table(Path(config.out), zip(*columns, strict=True))
+        write_table(Path(config.out), zip(*columns, strict=True), delimiter)
     except OSError as error:
         raise UserError(f"--out {config.out}: the file cannot be written ({error.strerror})") from error
     abstained = [of for of in predictions.values() if of.dtype == bool]
@@ -60,10 +63,11 @@ def predict_rows(config: Namespace, model: Any) -> None:
     print(f"{rows} rows, {len(model.names)} {'task' if len(model.names) == 1 else 'tasks'}: written to {config.out}")
 
 
-def _as_text(values: NDArray[Any]) -> list[str]:
+def _as_text(values: NDArray[Any], decimal: str) -> list[str]:
     """Numbers by as few digits as tell them from others of their precision; labels as they are; sets as JSON lists."""
     if values.dtype == object:
         return [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
     if values.dtype == bool:
         return ["true" if value else "false" for value in values]
-    return [np.format_float_positional(v, trim="-") if 1e-4 <= abs(v) < 1e16 or v == 0 else str(v) for v in values]
+    texts = [np.format_float_positional(v, trim="-") if 1e-4 <= abs(v) < 1e16 or v == 0 else str(v) for v in values]
+    return [text.replace(".", decimal) for text in texts]

@@ -23,6 +23,7 @@ from lightning_meta.report.drawing import save_figure
 from lightning_meta.run.tables import write_table
 from lightning_meta.sources.table_rows import Rows
 
+Alike = tuple[list[str], Tensor]  # tasks with the same rows, and these rows in ascending order
 SHOWN = 12  # maximum number of tasks in the figure, and of columns per task
 
 
@@ -63,11 +64,10 @@ def permutation_importance(
     $$I_{t,j} = \frac{1}{R} \sum_r L_t(\pi_r^j x) - L_t(x)$$
 
     Here $L_t$ is the mean test loss of task t, x are the test inputs, and $\pi_r^j$ permutes column j with permutation
-    r of R. All inputs of a column are permuted together: its one-hot inputs and its indicator of missing values. If
-    each task has its own rows, values are permuted within the rows of a task. A column that is correlated with others
-    may have a small importance, since the model still has the others (Breiman, Random Forests, Machine Learning 45,
-    2001, section 10). The result is that of `sklearn.inspection.permutation_importance` with the negative loss as
-    the score. ::
+    r of R, among the rows that have a label of the task. All inputs of a column are permuted together: its one-hot
+    inputs and its indicator of missing values. A column that is correlated with others may have a small importance,
+    since the model still has the others (Breiman, Random Forests, Machine Learning 45, 2001, section 10). The result
+    is that of `sklearn.inspection.permutation_importance`, on these rows and with the negative loss as the score. ::
 
         model = lm.load("runs/houses/0")
         lm.permutation_importance(model, data, out="runs/houses/0")
@@ -104,20 +104,22 @@ def permutation_importance(
             "permutation_importance: the rows are not divided or scaled as in training; give the table of training, "
             "with the same division"
         )
-    x = test.inputs
-    before = _losses(module, x, test, batch_size)
-    increases: dict[tuple[str, str], list[float]] = {(n, f.name): [] for n in before for f in table.features}
-    groups = {"": torch.arange(len(x))} if test.overlapping else test.rows
+    x, parts = test.inputs, _parts(test)
+    before = {name: loss for part in parts for name, loss in _losses(module, x, test, part, batch_size).items()}
+    increases: dict[tuple[str, str], list[float]] = {
+        (n, f.name): [] for n in test.names if n in before for f in table.features
+    }
     start = 0
     for feature in table.features:
         inputs = slice(start, start := start + len(feature.inputs))
         for repeat in range(repeats):
-            permuted = x.clone()
-            for group, rows in groups.items():
-                draw = key(seed, name_key(feature.name), repeat, name_key(group))
-                permuted[rows, inputs] = x[rows[choose(draw, len(rows), len(rows)).to(rows.device)], inputs]
-            for name, loss in _losses(module, permuted, test, batch_size).items():
-                increases[name, feature.name].append(loss - before[name])
+            for part in parts:
+                permuted = x.clone()
+                for names, rows in part:
+                    draw = key(seed, name_key(feature.name), repeat, name_key(names[0]))
+                    permuted[rows, inputs] = x[rows[choose(draw, len(rows), len(rows)).to(rows.device)], inputs]
+                for name, loss in _losses(module, permuted, test, part, batch_size).items():
+                    increases[name, feature.name].append(loss - before[name])
     importances = [Importance(task, column, tuple(values)) for (task, column), values in increases.items()]
     if out is not None:
         _write(Path(out), importances)
@@ -125,10 +127,27 @@ def permutation_importance(
     return importances
 
 
-def _losses(module: MultiTaskModule, x: Tensor, test: TaskSet, batch_size: int) -> dict[str, float]:
-    """The mean loss of each task that has test rows."""
-    rows = {name: indices.cpu() for name, indices in test.rows.items() if len(indices)}
-    outputs = outputs_of(module, Rows(x, rows, []), batch_size)
+def _parts(test: TaskSet) -> list[list[Alike]]:
+    """Groups of tasks with the same rows, in parts that can be permuted together: no two groups of a part share rows.
+
+    The values of a column are only permuted among the rows that have a label of the task.
+    """
+    groups: dict[bytes, Alike] = {}
+    for name, rows in test.rows.items():
+        if len(rows):
+            ascending = rows.cpu().sort().values
+            groups.setdefault(ascending.numpy().tobytes(), ([], ascending))[0].append(name)
+    alike = list(groups.values())
+    rows_of_all = torch.cat([rows for _, rows in alike])
+    return [alike] if len(rows_of_all.unique()) == len(rows_of_all) else [[group] for group in alike]
+
+
+def _losses(module: MultiTaskModule, x: Tensor, test: TaskSet, part: Sequence[Alike], size: int) -> dict[str, float]:
+    """The mean loss of each task of a part, computed from its rows alone."""
+    names = [name for group, _ in part for name in group]
+    used = torch.cat([rows for _, rows in part]).sort().values
+    rows = {name: torch.searchsorted(used, test.rows[name].cpu()) for name in names}
+    outputs = outputs_of(module, Rows(x[used.to(x.device)], rows, []), size)
     return {
         name: float(module.spec.tasks[name].losses(y, test.targets[name].to(y.device)).double().mean())
         for name, y in outputs.items()

@@ -45,6 +45,7 @@ def predict_table(
     delimiter: str | None = None,
     decimal: Decimal | None = None,
     calibration: TableCalibration | None = None,
+    keep: Sequence[str] = (),
 ) -> Predictions:
     """Predict the targets of new rows of a table; see `MultiTaskModule.predict_table`.
 
@@ -56,13 +57,16 @@ def predict_table(
         delimiter: Delimiter of the columns of a CSV file; by default as in training.
         decimal: Decimal mark of the numbers of a CSV file; by default as in training.
         calibration: Calibration of the model, which adds prediction sets, abstention and intervals.
+        keep: Names of columns of the table that come first in the result, with their cells as text.
 
     Returns:
         Columns by name, each with one value per row.
 
     Raises:
-        UserError: The model does not store how to encode rows, or the table does not match that of training.
+        UserError: The model does not store how to encode rows, the table does not match that of training, or a column
+            to keep is missing or has the name of a prediction.
     """
+    from lightning_meta.sources.table_files import instead_of
     from lightning_meta.sources.table_rows import columns_in, rows_of  # reads files, which few modules need
 
     whole(1, batch_size=batch_size)
@@ -75,7 +79,10 @@ def predict_table(
     calibrations = {} if calibration is None else calibration.tasks
     if calibration is not None and (unknown := next((name for name in module.names if name not in calibrations), None)):
         raise UserError(f"calibration: it has no task {unknown!r}, which the model has; calibrate this model")
-    columns = columns_in(data, argument, _spelling(spec, data, delimiter, decimal))
+    columns = columns_in(data, argument, spelling_of(spec, data, delimiter, decimal))
+    for name in keep:
+        if name not in columns:
+            raise UserError(f"--keep: the table has no column {name!r}; {instead_of(name, list(columns))}")
     reach = [max(-low, high) for low, high, *_ in module.spec.input_statistics.values()]
     rows = rows_of(spec, module.names, columns, max(reach, default=np.inf))
     shapes = set(map(tuple, module.spec.input_shapes.values()))
@@ -96,10 +103,13 @@ def predict_table(
             if target.name in outputs:
                 arguments = module.spec.tasks[target.name], outputs[target.name], calibrations.get(target.name)
                 predictions |= columns_for(target, *arguments)
-    return predictions
+    kept: Predictions = {name: np.array(columns[name].spelled.of_rows(), dtype=object) for name in keep}
+    if both := [name for name in kept if name in predictions]:
+        raise UserError(f"--keep: {both[0]!r} is the name of a column of the predictions; rename it in the table")
+    return kept | predictions
 
 
-def _spelling(spec: TableSpec, data: Any, delimiter: str | None, decimal: Decimal | None) -> Spelling:
+def spelling_of(spec: TableSpec, data: Any, delimiter: str | None, decimal: Decimal | None) -> Spelling:
     """The delimiter and decimal mark of a file of new rows: as given, otherwise as in training.
 
     The delimiter of training is only used for `.csv` files. Parquet files and tables in memory have neither.

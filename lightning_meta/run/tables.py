@@ -21,10 +21,10 @@ _log = logging.getLogger(__name__)
 _BINARY = re.compile("[\0\udc80-\udcff]")  # NUL, and bytes that are not UTF-8, as `surrogateescape` reads them
 
 
-def write_table(file: Path, rows: Iterable[Iterable[Any]]) -> None:
+def write_table(file: Path, rows: Iterable[Iterable[Any]], delimiter: str = ",") -> None:
     """Write a CSV file atomically, with text that a spreadsheet would run as a formula escaped."""
     with replacing(file) as target:
-        csv.writer(target).writerows(map(as_cells, rows))
+        csv.writer(target, delimiter=delimiter).writerows(map(as_cells, rows))
 
 
 def read_table(file: Path, required: Sequence[str] = (), rows: int | None = None) -> tuple[list[str], list[list[str]]]:

@@ -53,9 +53,12 @@ def loss_of(module: lm.MultiHead, task: str, x: Tensor, y: Tensor) -> float:
     return float(module.spec.tasks[task].losses(outputs, y).double().mean())
 
 
-def test_it_is_what_scikit_learn_says_of_the_same_permutations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, data = made(tmp_path, targets={"y": "regression"})
-    found = {f.column: f for f in lm.permutation_importance(module, data, repeats=1, seed=3)}
+@pytest.mark.parametrize("task", ["y", "z"])  # some rows have no label of z
+def test_it_is_what_scikit_learn_says_of_the_same_permutations(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, data = made(tmp_path, **TWO)
+    found = {f.column: f for f in lm.permutation_importance(module, data, repeats=1, seed=3) if f.task == task}
     test = data.sets["test"]
     assert isinstance(test.inputs, Tensor)
     draws = iter("ab")
@@ -67,7 +70,7 @@ def test_it_is_what_scikit_learn_says_of_the_same_permutations(tmp_path: Path, m
             return 0
 
         def shuffle(self, rows: Any) -> None:
-            drawn = key(3, name_key(next(draws, "a")), 0, name_key("y"))
+            drawn = key(3, name_key(next(draws, "a")), 0, name_key(task))
             rows[:] = choose(drawn, len(rows), len(rows)).numpy()
 
     class Model:
@@ -76,10 +79,11 @@ def test_it_is_what_scikit_learn_says_of_the_same_permutations(tmp_path: Path, m
     monkeypatch.setattr(peer, "check_random_state", lambda state: Permutations())
 
     def score(model: Model, x: Any, y: Any) -> float:
-        return -loss_of(module, "y", torch.from_numpy(x), torch.from_numpy(y))
+        return -loss_of(module, task, torch.from_numpy(x), torch.from_numpy(y))
 
+    rows = test.rows[task]
     wanted = peer.permutation_importance(
-        Model(), test.inputs.numpy(), test.targets["y"].numpy(), scoring=score, n_repeats=1
+        Model(), test.inputs[rows].numpy(), test.targets[task].numpy(), scoring=score, n_repeats=1
     ).importances_mean
     assert [found[name].mean for name in "ab"] == pytest.approx(wanted[:2], abs=1e-6)
     assert max(abs(found[name].mean) for name in "ab") > 0.01
@@ -95,10 +99,9 @@ def test_all_inputs_of_a_column_are_permuted_together_and_the_figures_written(tm
     for found in importances:
         inputs = {"a": [0], "b": [1], "kind": [2, 3, 4]}[found.column]
         for repeat, increase in enumerate(found.increases):
-            x = test.inputs.clone()
-            draw = key(1, name_key(found.column), repeat, name_key(""))
-            x[:, inputs] = x[choose(draw, len(x), len(x))][:, inputs]
-            rows, y = test.rows[found.task], test.targets[found.task]
+            x, rows, y = test.inputs.clone(), test.rows[found.task], test.targets[found.task]
+            draw = key(1, name_key(found.column), repeat, name_key(found.task))
+            x[rows[:, None], inputs] = x[rows[choose(draw, len(rows), len(rows))]][:, inputs]
             wanted = loss_of(module, found.task, x[rows], y) - loss_of(module, found.task, test.inputs[rows], y)
             assert increase == pytest.approx(wanted, abs=1e-5)
     with (tmp_path / "importance.csv").open(newline="") as file:

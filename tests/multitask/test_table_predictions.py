@@ -340,6 +340,47 @@ def test_ids_beyond_float64_are_the_same_inputs_as_in_training(tmp_path: Path) -
     assert len(set(rows_of(spec, ["y"], new).inputs[:, 0].tolist())) == 20
 
 
+def with_commas(path: Path, rows: list[Row]) -> Path:
+    """Write a table as spreadsheets in many countries do, with semicolons and decimal commas."""
+    write(path, rows)
+    with path.open(newline="", encoding="utf-8") as file:
+        cells = [[cell.replace(".", ",") for cell in row] for row in csv.reader(file)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=";").writerows(cells)
+    return path
+
+
+def test_predictions_are_written_as_the_table_is_and_keep_its_ids(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = houses(), [{"id": f"0{i}=1,5", **row} for i, row in enumerate(houses(5, seed=1))]
+    source = table(with_commas(tmp_path / "houses.csv", old), delimiter=";", decimal=",")
+    run = fit(source, METHODS["MultiHead"], epochs=1)
+    file, options = with_commas(tmp_path / "new.csv", new), ["--ckpt_path", str(run), "--table", "new.csv"]
+    assert main(["predict", *options, "--keep", "id", "town"]) == 0
+    with Path("predictions.csv").open(newline="", encoding="utf-8") as of:
+        header, *written = csv.reader(of, delimiter=";")
+    assert header[:4] == ["row", "id", "town", "price [kEUR]"]
+    assert [row[:3] for row in written] == [[str(i), *(row[n] for n in ("id", "town"))] for i, row in enumerate(new, 1)]
+    expected = lm.load(run).predict_table(file)["price [kEUR]"]
+    assert [float(row[3].replace(",", ".")) for row in written] == pytest.approx(expected.tolist())
+    assert all("." not in row[3] for row in written)
+    capsys.readouterr()
+    for kept, told in (
+        ("ID", "--keep: the table has no column 'ID'"),
+        ("price [kEUR]", "--keep: the table has no column"),
+    ):
+        assert main(["predict", *options, "--overwrite", "--keep", kept]) == 2
+        assert told in capsys.readouterr().err
+    assert main(["predict", *options, "--overwrite", "--keep", "sold"]) == 2
+    assert "--keep: 'sold' is the name of a column of the predictions" in capsys.readouterr().err
+    # A table with points and commas is written with them.
+    write(tmp_path / "plain.csv", houses(5, seed=1))
+    given = ["--table", "plain.csv", "--delimiter", ",", "--decimal", ".", "--overwrite"]
+    assert main(["predict", "--ckpt_path", str(run), *given]) == 0
+    assert [float(row["price [kEUR]"]) for row in read("predictions.csv")] == pytest.approx(expected.tolist())
+
+
 def test_the_command_refuses_what_cannot_be_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = fit(table(write(tmp_path / "houses.csv", houses())), METHODS["MultiHead"], epochs=1)
     new = write(tmp_path / "new.csv", houses(3, seed=1))
