@@ -39,7 +39,7 @@ class Linear(MultiTaskModule):
     (`lightning_meta.functional.linear_models`). Training ends after the first validation.
 
     At a glance:
-        - Shared: nothing; with `pooled` all but the intercepts.
+        - Shared: nothing; with `pooled` all but the intercepts, among tasks of one type.
         - Own: weights and an intercept; with `pooled` an intercept.
         - New task: refit.
 
@@ -62,8 +62,8 @@ class Linear(MultiTaskModule):
         - Intercepts also have a penalty, 10⁻⁶ relative to the mean loss, so that they are finite for constant labels.
 
     Args:
-        pooled: Whether tasks share the weights W and only have separate intercepts. They must be of the same type and
-            have the same number of outputs.
+        pooled: Whether tasks of the same type and with the same number of outputs share the weights W and only have
+            separate intercepts. There must be two such tasks at least.
         tasks: Specification of the tasks; filled in by the data module.
     """
 
@@ -99,25 +99,33 @@ class Linear(MultiTaskModule):
         if not self.pooled:
             self.heads = nn.ModuleList(_zero(nn.Linear(sizes[name], of)) for name, of in outputs.items())
             return
-        first, *others = spec.tasks
-        for name in others:
-            if type(spec.tasks[name]) is not type(spec.tasks[first]) or outputs[name] != outputs[first]:
-                one, other = (f"{type(spec.tasks[n]).__name__} of {outputs[n]} outputs" for n in (first, name))
-                raise UserError(
-                    f"pooled: one model predicts for all tasks, but {first!r} is a {one} and {name!r} a {other}; use "
-                    "pooled: false"
-                )
-        assert self.input_shape == spec.input_shapes[first]  # refuses other shapes
-        self.shared.append(_zero(nn.Linear(sizes[first], outputs[first], bias=False)))
-        self.heads = nn.ModuleList(Intercept(outputs[first]) for _ in spec.tasks)
+        assert self.input_shape == next(iter(spec.input_shapes.values()))  # refuses inputs of different shapes
+        if all(len(group) == 1 for group in self._groups()):
+            kinds = ", ".join(f"{n!r} ({type(t).__name__} of {t.outputs} outputs)" for n, t in spec.tasks.items())
+            raise UserError(
+                f"pooled: no two tasks are of one type and number of outputs, so none can share weights: {kinds}; use "
+                "pooled: false"
+            )
+        for group in self._groups():
+            self.shared.append(_zero(nn.Linear(sizes[group[0]], outputs[group[0]], bias=False)))
+        self.heads = nn.ModuleList(Intercept(of) for of in outputs.values())
+
+    def _groups(self) -> list[list[str]]:
+        """The tasks that share weights: without `pooled` each alone, with it those of one type and width."""
+        if not self.pooled:
+            return [[name] for name in self.names]
+        alike: dict[tuple[type, int], list[str]] = {}
+        for name, task in self.spec.tasks.items():
+            alike.setdefault((type(task), task.outputs), []).append(name)
+        return list(alike.values())
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks."""
-        x = self.backbone(x)
-        for shared in self.shared:
-            x = shared(x)
-        numbers = self.task_numbers
-        return {name: self.heads[numbers[name]](x[i]) for name, i in rows.items()}
+        x, numbers = self.backbone(x), self.task_numbers
+        products = dict.fromkeys(rows, x)
+        for shared, group in zip(self.shared, self._groups(), strict=False):  # `shared` is empty without `pooled`
+            products |= dict.fromkeys(rows.keys() & group, shared(x))
+        return {name: self.heads[numbers[name]](products[name][i]) for name, i in rows.items()}
 
     def outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Predictions for a batch, by name of the tasks in it; their inputs may differ in shape."""
@@ -153,15 +161,16 @@ class Linear(MultiTaskModule):
         Args:
             sets: Task sets of the splits `train` and `val`.
         """
-        train, val = ([self._rows(sets[split], name) for name in self.names] for split in ("train", "val"))
-        groups = [train] if self.pooled else [[rows] for rows in train]
-        paths = zip(*(linear_models(group, STRENGTHS) for group in groups), strict=True)
+        groups, numbers = self._groups(), self.task_numbers
+        train, val = ([self._rows(sets[split], n) for group in groups for n in group] for split in ("train", "val"))
+        rows = iter(train)
+        paths = zip(*(linear_models([next(rows) for _ in group], STRENGTHS) for group in groups), strict=True)
         models = min(paths, key=lambda models: self._mean_log_loss(val, models))
-        weights = [weight.T for weight, _ in models]
-        intercepts = [b for _, of_group in models for b in of_group]
-        where = ["shared.0.weight"] if self.pooled else [f"heads.{i}.weight" for i in range(len(train))]
-        biases = [f"heads.{i}.bias" for i in range(len(train))]
-        return dict(zip([*where, *biases], [*weights, *intercepts], strict=True))
+        found: dict[str, Tensor] = {}
+        for i, (group, (weight, intercepts)) in enumerate(zip(groups, models, strict=True)):
+            found[f"shared.{i}.weight" if self.pooled else f"heads.{numbers[group[0]]}.weight"] = weight.T
+            found |= {f"heads.{numbers[n]}.bias": b for n, b in zip(group, intercepts, strict=True)}
+        return found
 
     def _mean_log_loss(self, rows: Sequence[Labelled], models: Sequence[tuple[Tensor, Tensor]]) -> float:
         """The mean over tasks of the logarithm of the loss on a split, without tasks that have no rows."""

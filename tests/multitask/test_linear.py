@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -179,6 +179,48 @@ def test_pooled_logistic_regression_is_scikit_learn_s_with_a_column_for_each_int
     np.testing.assert_allclose(intercepts[:, 0], 1000 * expected.coef_[0, 5:], atol=1e-3)
 
 
+class Mixed(lm.TaskSource):
+    """Three regressions and three binary tasks in turn, so that tasks of one type do not follow each other."""
+
+    sources: ClassVar = {"regression": Planted(), "binary": Planted("binary")}
+
+    def tasks(self) -> dict[str, Task]:
+        return {
+            f"{name} {kind}": task for name in "abc" for kind, of in self.sources.items() if (task := of.tasks()[name])
+        }
+
+    def sets(self) -> dict[Split, lm.TaskSet]:
+        sets = {kind: of.sets() for kind, of in self.sources.items()}
+        return {
+            split: lm.TaskSet.of_examples(
+                {
+                    f"{n} {kind}": Examples(of[split].inputs[of[split].rows[n]], of[split].targets[n])
+                    for n in "abc"
+                    for kind, of in sets.items()
+                }
+            )
+            for split in SPLITS
+        }
+
+
+def test_tasks_of_one_type_are_pooled_where_there_are_several_types() -> None:
+    module = data(Mixed())
+    model = lm.Linear(pooled=True, tasks=module.spec)
+    model.load_state_dict(model.state_dict() | model.fitted(module.sets))
+    train, test = labelled(module), labelled(module, "test")
+    fits = []
+    for first in (0, 1):
+        fits.append(list(linear_models(train[first::2], STRENGTHS)))
+        assert model.shared[first].weight.shape == (1, 5)
+    (chosen,) = [i for i, (w, _) in enumerate(fits[0]) if torch.allclose(model.shared[0].weight, w.T.float())]
+    for first in (0, 1):
+        weight, intercepts = fits[first][chosen]
+        torch.testing.assert_close(model.shared[first].weight.double(), weight.T, rtol=1e-5, atol=1e-6)
+        for rows, name, b in zip(test[first::2], model.names[first::2], intercepts, strict=True):
+            found = model(rows.x.float(), {name: torch.arange(len(rows.y))})[name]
+            torch.testing.assert_close(found.double(), rows.x @ weight + b, rtol=1e-4, atol=1e-4)
+
+
 def test_pooling_helps_where_slopes_are_the_same_and_hurts_where_they_are_not() -> None:
     def score(pooled: bool, apart: float) -> float:
         module = data(Planted(apart=apart))
@@ -244,7 +286,8 @@ def test_inputs_are_flattened_and_may_differ_in_shape(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_fitted_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(lm.UserError, match="'sum' is a Regression of 1 outputs and 'largest' a Classification of 3"):
+    kinds = "'sum' \\(Regression of 1 outputs\\), 'largest' \\(Classification of 3 outputs\\)"
+    with pytest.raises(lm.UserError, match=f"no two tasks are of one type and number of outputs.*: {kinds}"):
         run(lm.Linear(pooled=True), toys.sums(), tmp_path)
     with pytest.raises(lm.UserError, match="backbone: there is no such option of Linear"):
         lm.Linear(backbone=lm.nn.MLP(4))  # type: ignore[call-arg]
