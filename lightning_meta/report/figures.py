@@ -280,6 +280,7 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
     axes = figure.subplots()
     drawn, labels = [], []
     chances: set[float] = set()
+    tasks: set[int] = set()
     for number, run in enumerate(map(Path, runs)):
         finished = (run / "results.json").is_file()
         about = About.of(read_results(run)) if finished else About()
@@ -295,6 +296,8 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
         if not (finite := np.isfinite(columns[metric])).any():
             raise UserError(f"--metric {metric}: {file} has no finite value of it; leave the run out")
         step, value = columns["step"][finite], scale * columns[metric][finite]
+        if (counted := columns.get(f"{metric}_tasks")) is not None:
+            tasks |= {int(count) for count in counted[finite]}
         line, marker = LINES[number % len(LINES)]
         shade = str(0.7 * (number // len(LINES) % 3) / 2)
         drawn += axes.plot(step, value, ls=line, marker=marker, ms=3, color=shade)
@@ -303,7 +306,8 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
             axes.fill_between(step, low, high, color=shade, alpha=0.12, lw=0)
     axes.set(xlabel="training step", ylabel=label_of(short_name))
     shade = "; shade: 95 % interval over tasks" if axes.collections else ""
-    axes.set_title(f"{STAGES.get(stage, stage)}{shade}", fontsize=9)
+    over = f"; mean over {' to '.join(map(str, sorted({min(tasks), max(tasks)})))} tasks" if tasks else ""
+    axes.set_title(f"{STAGES.get(stage, stage)}{over}{shade}", fontsize=9)
     # Lines are passed explicitly, since matplotlib leaves out labels that begin with "_".
     for chance in sorted(chances):
         draw_chance(axes, short_name, chance)

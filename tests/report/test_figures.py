@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lightning_meta.report import write_figures
-from lightning_meta.report.figures import Point, _edges, columns_of, draw_points
+from lightning_meta.report.figures import Point, _edges, columns_of, compare_training, draw_points
 from lightning_meta.report.gradients import write_conflict_figures
 
 
@@ -81,6 +81,17 @@ def test_pictures_name_method_metric_chance_and_number_of_tasks(tmp_path: Path, 
     assert training.lines[0].get_ydata() == pytest.approx([60])
     assert [line.get_label() for line in tasks.lines] == ["mean 70.0 %", "chance 20 %"]
     assert "chance, 20 %" in [line.get_label() for line in training.lines]
+
+
+def test_curves_of_several_runs_name_the_number_of_tasks_in_the_mean(tmp_path: Path, drawn: list[Figure]) -> None:
+    for name, tasks in (("a", "29"), ("b", "28")):
+        (tmp_path / name).mkdir()
+        content = f"step,val/auroc,val/auroc_tasks\n9,0.6,29\n19,,\n29,0.7,{tasks}\n"
+        (tmp_path / name / "metrics.csv").write_text(content)
+    compare_training([tmp_path / "a"], tmp_path / "one.png", "val/auroc")
+    compare_training([tmp_path / "a", tmp_path / "b"], tmp_path / "both.png", "val/auroc")
+    titles = [figure.axes[0].get_title() for figure in drawn]
+    assert titles == ["Validation; mean over 29 tasks", "Validation; mean over 28 to 29 tasks"]
 
 
 def test_named_tasks_of_different_metrics_have_panels_of_their_own(tmp_path: Path, drawn: list[Figure]) -> None:
