@@ -76,12 +76,13 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
     Logged:
         - `val/score`, `test/score`: mean over tasks of each task's selection metric; higher is better. By default it is
           `accuracy` or `r2`, and `auroc` for rare labels. Metrics for which lower is better enter with a minus sign,
-          errors in units of the training targets' standard deviation. A task's contribution is bounded below by twice
-          the squared error of the mean (R² of −1) or twice the log loss of a uniform guess, so that no single task
-          dominates, and a task with fewer than five examples in the split does not count, unless none has; a
-          warning at the end of training names tasks at this bound in the best validation. Use `val/score` for
-          checkpoints and early stopping: `lightning_meta.fit` does by default, and configurations set `checkpoint:
-          {monitor: val/score}`.
+          errors in units of the training targets' standard deviation, those of a torchmetrics class in units of the
+          error of their mean. A task's contribution is bounded below by twice the squared error of the mean (R² of −1;
+          for a class, as far below the value for the mean as a perfect one is above it) or twice the log loss of a
+          uniform guess, so that no single task dominates, and a task with fewer than five examples in the split does
+          not count, unless none has; a warning at the end of training names tasks at this bound in the best validation.
+          Use `val/score` for checkpoints and early stopping: `lightning_meta.fit` does by default, and configurations
+          set `checkpoint: {monitor: val/score}`.
         - `val/accuracy/<task>`, `val/f1/<task>` (macro average), `val/auroc/<task>`, `val/r2/<task>`, `val/mae/<task>`
           (in the units of the targets), and likewise for `test`: metrics of each task, over all labelled examples of
           the split. Each task has its selection metric; in addition, classification and multilabel tasks have accuracy

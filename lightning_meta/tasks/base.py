@@ -150,7 +150,7 @@ class Task(Described, ABC):
 
     @property
     def floor(self) -> float:
-        """Lower bound of `comparable`; −∞ if the metric is bounded, or a torchmetrics class."""
+        """Lower bound of `comparable`; −∞ if the metric is bounded, or its bound is unknown."""
         return -inf
 
     @property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from math import inf, nan, sqrt
+from math import inf, isfinite, nan, sqrt
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class Regression(Task):
         scale: σ of each dimension, set by `fitted`; by default 1.
         metric: Metric that selects and compares models; by default R².
         median: Median of the training targets in standard units, of each dimension; set by `fitted`.
+        reference: Value of a torchmetrics class for the mean of the training targets, and for the targets themselves;
+            set by `fitted`, empty if the class is undefined for them.
 
     >>> task = Regression(1).fitted(torch.tensor([[10.0], [14.0]]))
     >>> task.mean, task.scale, task.readable(torch.tensor([[0.5]]))
@@ -48,9 +51,10 @@ class Regression(Task):
         scale: Sequence[float] = (),
         metric: MetricChoice = None,
         median: Sequence[float] = (),
+        reference: Sequence[float] = (),
     ) -> None:
         super().__init__(outputs, metric)
-        self.mean, self.scale, self.median = tuple(mean), tuple(scale), tuple(median)
+        self.mean, self.scale, self.median, self.reference = tuple(mean), tuple(scale), tuple(median), tuple(reference)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the squared error in standard units, averaged over dimensions, `(M,)`."""
@@ -73,13 +77,26 @@ class Regression(Task):
 
     @property
     def floor(self) -> float:
-        """The value of a model with twice the squared error of predicting the mean: R² is −1, an error is √2 σ."""
-        by_name = self._choice is None or self._choice.kind is None
-        return -inf if not by_name else -1.0 if self.selection == "r2" else -sqrt(2)
+        """The value of a model with twice the squared error of predicting the mean: R² is −1, an error is √2 σ.
+
+        For a torchmetrics class, it is as far below the value for the mean as that for the targets is above it.
+        """
+        if self._choice is None or self._choice.kind is None:
+            return -1.0 if self.selection == "r2" else -sqrt(2)
+        if not self.reference:
+            return -inf
+        of_mean, of_targets = (value if self.selection_mode == "max" else -value for value in self.reference)
+        return (2 * of_mean - of_targets) / self.unit
 
     @property
     def unit(self) -> float:
-        """The mean standard deviation of the training targets for errors; 1 for R²."""
+        """The mean standard deviation of the training targets for errors; 1 for R².
+
+        For a torchmetrics class of errors, it is the error of the mean of the training targets.
+        """
+        if self._choice is not None and self._choice.kind is not None:
+            of_mean, of_targets = self.reference or (1.0, 0.0)
+            return of_mean - of_targets if self.selection_mode == "min" and of_mean > of_targets else 1.0
         of_errors = self._choice is not None and self._choice.name in ("rmse", "mae") and self.scale
         return sum(self.scale) / len(self.scale) if of_errors else 1.0
 
@@ -141,7 +158,21 @@ class Regression(Task):
         mean = tuple(y + round(m) if abs(y) >= 2**53 else y + m for y, m in zip(offsets, rest, strict=True))
         task = Regression(self.outputs, mean, tuple(scale.tolist()), self.chosen)
         median = task.standardised(targets.median(0).values[None], torch.float64)[0]
-        return Regression(self.outputs, task.mean, task.scale, self.chosen, tuple(median.tolist()))
+        fitted = task.mean, task.scale, self.chosen, tuple(median.tolist())
+        return Regression(self.outputs, *fitted, task._reference_of(targets))
+
+    def _reference_of(self, targets: Tensor) -> tuple[float, ...]:
+        """Return the values of `reference` for the training targets `(n, outputs)`."""
+        if self._choice is None or self._choice.kind is None:
+            return ()
+        exact = self.standardised(targets, torch.float64)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a class may warn of constants, as the correlation does
+                values = self.evaluate(torch.zeros_like(exact), targets), self.evaluate(exact, targets)
+        except UserError:  # or it fails on them
+            return ()
+        return values if all(map(isfinite, values)) else ()
 
     @property
     def _far_from_0(self) -> bool:

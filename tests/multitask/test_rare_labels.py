@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import lightning
 import pytest
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import ExplainedVariance, MeanSquaredError, MeanSquaredLogError, Metric, PearsonCorrCoef
 from torchmetrics.classification import BinaryCohenKappa
 
 import lightning_meta as lm
 from lightning_meta.batches import SPLITS
+from lightning_meta.configuration import build, describe
 from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
@@ -216,6 +218,36 @@ def test_no_task_counts_as_worse_than_its_floor(task: Task, bad: float, floor: f
     assert math.isnan(task.comparable(math.nan))
 
 
+class Correlation(PearsonCorrCoef):
+    """Undefined for constants, of which it warns."""
+
+    higher_is_better = True
+
+
+@pytest.mark.filterwarnings("ignore:The variance of predictions or target:UserWarning")
+@pytest.mark.parametrize(
+    ("kind", "of_mean", "floor"),
+    [
+        (MeanSquaredError, -1.0, -2.0),
+        (MeanSquaredLogError, -1.0, -2.0),
+        (ExplainedVariance, 0.0, -1.0),
+        (Correlation, math.nan, -math.inf),  # undefined for a constant, and bounded
+    ],
+)
+def test_the_floor_of_a_class_is_as_far_below_the_mean_as_the_targets_are_above(
+    kind: type[Metric], of_mean: float, floor: float
+) -> None:
+    y = 1000 + 50 * torch.randn(200, 1, generator=torch.Generator().manual_seed(0)).double()
+    task = Regression(1, metric=kind).fitted(y)
+    for of in (task, build(describe(task), ["torchmetrics", __name__])):
+        assert of.floor == pytest.approx(floor)
+        constant = of.constant()
+        assert constant is not None
+        assert of.comparable(of.evaluate(constant.expand(200, 1), y)) == pytest.approx(of_mean, abs=1e-4, nan_ok=True)
+        assert of.comparable(1e9 if task.selection_mode == "min" else -1e9) == pytest.approx(max(floor, -1e9))
+    assert Regression(1, metric=kind).floor == -math.inf  # nothing is known of its targets
+
+
 # Modes
 
 
@@ -276,6 +308,13 @@ def test_an_override_that_is_not_called_any_more_is_refused() -> None:
 
     with pytest.raises(UserError, match=r"^Old.selection_score is not called any more; give `followed`.*`kept`"):
         Old(backbone())
+
+
+def test_a_class_that_warns_of_constants_or_fails_on_them_fits_without_a_word() -> None:
+    y = torch.randn(50, 1, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Regression(1, metric=Correlation).fitted(y).reference == ()
 
 
 def test_a_task_at_its_floor_is_named_where_the_best_validation_has_it(caplog: pytest.LogCaptureFixture) -> None:
