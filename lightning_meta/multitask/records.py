@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf, isnan, nan
 
 import numpy as np
@@ -191,6 +192,11 @@ class RecordTable:
     def __init__(self, of: dict[str, TaskRecord], columns: Mapping[str, Tensor] | None = None) -> None:
         self.of, self.columns = of, columns or {}
         self._values: dict[str, dict[str, float]] = {}
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """The number of examples of each task."""
+        return [record.ids.shape[0] for record in self.of.values()]
 
     def ranked_scores(self, tasks: Mapping[str, Task]) -> dict[str, float]:
         """`TaskRecord.ranked_score` by name."""

@@ -54,7 +54,7 @@ def counted(stage: str, scores: Mapping[str, Mapping[str, float]], few: Collecti
 
 def few_rows(table: RecordTable) -> list[str]:
     """The tasks whose score does not count in means over tasks, since they have too few examples in the split."""
-    enough = enough_rows([len(record.ids) for record in table.of.values()])
+    enough = enough_rows(table.counts)
     return [name for name, counts in zip(table.of, enough, strict=True) if not counts]
 
 

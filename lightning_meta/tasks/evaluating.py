@@ -15,7 +15,7 @@ from lightning_meta.tasks.base import Task
 from lightning_meta.tasks.classification import Binary, Classification, Multilabel
 from lightning_meta.tasks.few_rows import FEWEST_ROWS
 from lightning_meta.tasks.regression import Regression
-from lightning_meta.tasks.together import standardised, standards_of
+from lightning_meta.tasks.together import standards_of
 
 Rows = npt.NDArray[np.float64]
 Joined = dict[Hashable, tuple["_Segments", Rows, Rows]]
@@ -45,8 +45,12 @@ def evaluated(evaluations: Sequence[Evaluation]) -> list[float]:
     """Return `task.evaluate(outputs, targets, metric)` of each in double precision, equal up to rounding."""
     values = [nan] * len(evaluations)
     alike: dict[Hashable, list[int]] = {}
+    of_last: Hashable = None
     for i, one in enumerate(evaluations):
-        kind = _kind(one)
+        last = evaluations[i - 1]
+        if not i or one.task is not last.task or one.outputs is not last.outputs:  # several metrics follow each other
+            of_last = _kind_of_task(one)
+        kind = None if of_last is None else _kind(one, of_last)
         if kind is None:
             values[i] = one.task.evaluate(one.outputs.double(), one.targets, one.metric)
         else:
@@ -71,18 +75,26 @@ def means_of(values: Sequence[Tensor]) -> list[float]:
     return means
 
 
-def _kind(one: Evaluation) -> Hashable:
-    """Return a key shared by evaluations that can be computed together; None if the task must evaluate itself."""
-    task, metric, count = one.task, one.metric, one.outputs.shape[0]
-    by_name = task.chosen is None or isinstance(task.chosen, str)
-    if not by_name or not 0 < count <= LARGE or metric not in _METRICS:
+def _kind_of_task(one: Evaluation) -> Hashable:
+    """Return a key shared by tasks that can be evaluated together; None if the task must evaluate itself."""
+    task, targets, kind, chosen = one.task, one.targets, type(one.task), one.task.chosen
+    if not (chosen is None or isinstance(chosen, str)) or not 0 < one.outputs.shape[0] <= LARGE:
         return None
-    if metric == "accuracy" and type(task) in (Classification, Binary, Multilabel):
-        return type(task), metric, task.outputs
-    real = one.targets.is_floating_point() and (metric != "r2" or count >= FEWEST_ROWS)
-    if metric != "accuracy" and type(task) is Regression and real:
-        return Regression, metric, task.outputs, one.targets.dtype, one.outputs.dtype
+    if kind in (Classification, Binary, Multilabel):
+        return kind, task.outputs
+    if kind is Regression and targets.is_floating_point():
+        return kind, task.outputs, targets.dtype, one.outputs.dtype
     return None
+
+
+def _kind(one: Evaluation, of_task: Hashable) -> Hashable:
+    """Return a key shared by evaluations that can be computed together, given that of the task; None if it cannot."""
+    metric = one.metric
+    if metric not in _METRICS or (metric == "accuracy") is (type(one.task) is Regression):
+        return None
+    if metric == "r2" and one.outputs.shape[0] < FEWEST_ROWS:
+        return None
+    return metric, of_task
 
 
 def _accuracy(of_kind: Sequence[Evaluation], joined: Joined) -> Rows:
@@ -122,9 +134,9 @@ def _standardised(of_kind: Sequence[Evaluation], joined: Joined) -> tuple[_Segme
         segments = _Segments([one.outputs.shape[0] for one in of_kind])
         outputs = torch.cat([one.outputs for one in of_kind]).double()
         targets = torch.cat([one.targets for one in of_kind])
-        standards = standards_of([one.task for one in of_kind], targets)
-        in_units = standardised(targets, segments.counts.tolist(), standards).double()
-        joined[which] = segments, outputs.numpy(), in_units.numpy()
+        mean, scale = (segments.rows(of.numpy()) for of in standards_of([one.task for one in of_kind], targets))
+        in_units: Rows = ((targets.numpy() - mean) / scale).astype(np.float64)  # in the dtype of the targets first
+        joined[which] = segments, outputs.numpy(), in_units
     return joined[which]
 
 

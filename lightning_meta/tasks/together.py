@@ -160,21 +160,6 @@ def standards_of(tasks: Sequence[Task], like: Tensor) -> _Standards:
     return mean.contiguous(), scale.contiguous()
 
 
-def standardised(targets: Tensor, counts: Sequence[int], standards: _Standards) -> Tensor:
-    """Standardise the floating-point targets of T tasks, grouped by task; equals `Regression.standardised`.
-
-    Args:
-        targets: Targets of all tasks, `(M, outputs)`.
-        counts: Number of targets of each task.
-        standards: μ and σ from `standards_of`, in the dtype of the targets.
-
-    Returns:
-        Standardised targets `(M, outputs)`, in the dtype of the targets.
-    """
-    mean, scale = _rows_of(standards, counts, torch.arange(len(counts), device=targets.device))
-    return (targets - mean) / scale
-
-
 def _rows_of(standards: _Standards, counts: Sequence[int], tasks: Tensor) -> _Standards:
     """Return μ and σ of every row, given the places of its task among them, `(T,)`."""
     equal = len(set(counts)) == 1
