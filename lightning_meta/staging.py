@@ -77,7 +77,8 @@ def _is_old(file: Path) -> bool:
 def _lock(folder: Path, alone: bool) -> Iterator[bool]:
     """Lock a folder, shared or exclusively; False if another process holds it or there are no such locks.
 
-    A shared lock of the folder itself needs no lock file, which `filelock` would leave in folders of users.
+    This is `fcntl` and not `filelock`, which has no shared lock of a descriptor and would leave a file in the folders
+    of users.
     """
     try:
         import fcntl

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import reproduce
 import yaml
+from filelock import FileLock, Timeout
 from reproducing import running
 from reproducing.claim import Claim
 from reproducing.outcomes import NOT_RUN, Outcome, outcomes, verdict
@@ -306,6 +307,8 @@ def test_a_run_is_held_by_one_and_by_a_child_that_outlives_it(tmp_path: Path) ->
         assert claim.held
         with Claim(tmp_path / "run") as other:
             assert not other.held
+        with pytest.raises(Timeout):  # one kind of lock in the whole project
+            FileLock(tmp_path / "run/lock", blocking=False).acquire()
         child = subprocess.Popen(["sleep", "60"], pass_fds=(claim.descriptor,))
     try:
         with Claim(tmp_path / "run") as other:
@@ -315,6 +318,12 @@ def test_a_run_is_held_by_one_and_by_a_child_that_outlives_it(tmp_path: Path) ->
         child.wait()
     with Claim(tmp_path / "run") as claim:
         assert claim.held
+
+
+def test_a_folder_that_cannot_be_locked_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(UserError, match=r"--runs: .*lock cannot be locked \(File exists\); name a writable folder"):
+        Claim(tmp_path / "run").__enter__()
 
 
 TINY = {

@@ -6,14 +6,17 @@ import os
 from pathlib import Path
 from types import TracebackType
 
+from filelock import lock_descriptor
+
 from lightning_meta.errors import UserError
 
 
 class Claim:
     """Context manager that tries to lock a run; `held` is whether this process has the lock.
 
-    The operating system locks a file, and releases it when all processes that have it open have ended. Child processes
-    inherit it (`descriptor`): a training whose parent was killed continues, and keeps the lock until it ends.
+    It is the kind of lock that a run directory has (`lightning_meta.run.hold`), on a descriptor of our own: child
+    processes inherit it, and the operating system releases it when all of them have ended. So a training whose parent
+    was killed continues, and keeps the lock until it ends. Nothing waits for the lock.
 
     Args:
         folder: Folder of the run, which is created if it does not exist.
@@ -35,19 +38,18 @@ class Claim:
             UserError: The folder is not writable, or its file system has no locks.
         """
         try:
-            import fcntl
-
             self._file.parent.mkdir(parents=True, exist_ok=True)
             # Opened for writing, as NFS asks for an exclusive lock.
             self.descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (ImportError, OSError) as error:
+            locked = lock_descriptor(self.descriptor, blocking=False)
+        except OSError as error:
             self.__exit__(None, None, None)
-            if not isinstance(error, BlockingIOError):  # another process has it
-                reason = getattr(error, "strerror", None) or error
-                raise UserError(
-                    f"--runs: {self._file} cannot be locked ({reason}); name a writable folder that supports locks"
-                ) from error
+            raise UserError(
+                f"--runs: {self._file} cannot be locked ({error.strerror or error}); name a writable folder that "
+                "supports locks"
+            ) from error
+        if not locked:  # another process has it
+            self.__exit__(None, None, None)
         return self
 
     def __exit__(
