@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lightning_meta.describing import FACTORIES, Described, remember
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.import_paths import (
     TRUSTED,
     Allow,
@@ -23,7 +23,6 @@ from lightning_meta.import_paths import (
     lies_in,
     own_path,
     real_path,
-    reason,
 )
 from lightning_meta.specifications import PATHS, class_paths, marked
 
@@ -100,7 +99,7 @@ def build(spec: Any, allow: Allow = (), *, paths_are_checked: bool = False) -> A
     except UserError:
         raise
     except Exception as error:  # torch raises many types of errors for bad arguments
-        raise UserError(f"{path} cannot be built: {reason(error)}") from error
+        raise UserError(f"{path} cannot be built: {reason_of(error)}") from error
     if isinstance(instance, torch.nn.Module):
         if key == "function_path":
             remember(instance, init_args, target)

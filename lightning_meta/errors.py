@@ -27,6 +27,19 @@ def _shown(character: str) -> str:
     return " " if character.isspace() else character.encode("unicode_escape").decode()
 
 
+def reason_of(error: BaseException, longest: int | None = None) -> str:
+    r"""Return the message of an error in one line; the name of its class if it has no message.
+
+    >>> reason_of(ValueError("expected a number,\n  got 'a'"))
+    "expected a number, got 'a'"
+
+    Args:
+        error: The error, such as one of another library.
+        longest: Number of characters after which the line is cut; None for all of it.
+    """
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
 def one_of(name: str, value: str, choices: object) -> None:
     """Refuse a value that is not in a `typing.Literal`.
 

@@ -9,7 +9,7 @@ from types import MethodType
 from typing import Any, TypeAlias
 
 import lightning_meta
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.migration import EARLIER_PATH, current_path
 
 Allow: TypeAlias = Iterable[str | type | Callable[..., Any]]
@@ -116,7 +116,7 @@ def import_object(path: str) -> Any:
                 raise
         return getattr(owner, name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two for "..x" and "x..y"
-        raise UserError(f"the class {path} cannot be found: {reason(error)}") from error
+        raise UserError(f"the class {path} cannot be found: {reason_of(error)}") from error
 
 
 def import_class(path: str) -> type:
@@ -150,8 +150,3 @@ def check_trusted(path: str, allow: Allow, trusted: Iterable[str] = TRUSTED) -> 
     names = [a if isinstance(a, str) else own_path(a) for a in allow]
     if not lies_in(path, (*trusted, *names)):
         raise UntrustedClassError(path)
-
-
-def reason(error: BaseException) -> str:
-    """Return the message of an error in one line; the name of its class if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import MeanAbsoluteError, Metric, R2Score
 from torchmetrics import classification as of_classes
 
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.modes import Mode
 
 SMALL_IS_GOOD = ("log_loss", "rmse", "mae")
@@ -107,7 +107,7 @@ def made(kind: type[Metric], outputs: int) -> Metric:
         return kind(**sizes)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"metric: {kind.__name__} cannot be made: {' '.join(str(error).split())[:200]}; give a derived class "
+            f"metric: {kind.__name__} cannot be made: {reason_of(error, 200)}; give a derived class "
             "whose constructor needs no other arguments"
         ) from error
 
@@ -135,7 +135,7 @@ def value_of_class(kind: type[Metric], outputs: int, predicted: Tensor, targets:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a custom class may raise anything
-        message = " ".join(str(error).split())[:200]
+        message = reason_of(error, 200)
         raise UserError(
             f"metric: {kind.__name__} fails on {len(predicted)} examples: {type(error).__name__}: {message}"
         ) from error

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 
 META = torch.device("meta")
 LARGEST = 2**29  # bytes of one tensor that is made on the way, such as a layer's output, where weights are small
@@ -79,8 +79,7 @@ def rehearsal(weights: Mapping[str, Any]) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the described module cannot be made: {reason or type(error).__name__}") from error
+        raise UserError(f"the described module cannot be made: {reason_of(error, 200)}") from error
 
 
 @contextmanager

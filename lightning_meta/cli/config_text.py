@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lightning_meta.cli.shipped import as_given
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.reading import LARGEST_YAML, TooLargeError, compose_yaml, read_text, read_yaml
 
 BESIDE = ("class_path", "init_args", "dict_kwargs")  # the keys that are allowed beside a class_path
@@ -48,7 +48,7 @@ def read_config(file: Path) -> Any:
     try:
         return read_yaml(file)
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--config: {file} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"--config: {file} is not valid YAML: {reason_of(error)}") from error
 
 
 def check_yaml(file: Path, of_fit: bool = False) -> list[str]:
@@ -130,7 +130,7 @@ def _mappings(root: yaml.Node) -> Iterator[tuple[str, yaml.MappingNode]]:
 def _broken(file: Path, text: str, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
-        return f"--config: {file} is not valid YAML ({' '.join(str(error).split())})"
+        return f"--config: {file} is not valid YAML ({reason_of(error)})"
     lines = text.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""
     tab = "\t" in line[: len(line) - len(line.lstrip())]

@@ -17,7 +17,7 @@ from types import ModuleType
 
 from lightning_meta.cli.shipped import FOLDER, SWEEPS, configs, version, with_shipped
 from lightning_meta.cli.threads import using_threads
-from lightning_meta.errors import NonFiniteLossError, UserError, similar
+from lightning_meta.errors import NonFiniteLossError, UserError, reason_of, similar
 
 MODULES = {
     "fit": "fit",
@@ -86,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> int:
             with nullcontext() if command == "configs" else _prepared():
                 COMMANDS[command](rest)
     except UserError as error:
-        return _fail(" ".join(str(error).split()), 2)
+        return _fail(reason_of(error), 2)
     except NonFiniteLossError as error:
         return _fail(str(error), 1)
     except Exception as error:

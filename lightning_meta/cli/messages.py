@@ -20,7 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_meta.cli.refusal import Refusal, read_refusal
 from lightning_meta.describing import FACTORIES, fixed_options
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.import_paths import import_class
 
 LONGEST = 400
@@ -162,7 +162,7 @@ def parsing() -> Iterator[None]:
     except UserError:
         raise
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
+        reason = f"{type(error).__name__}: {reason_of(error, LONGEST)}"
         raise UserError(f"the configuration cannot be read ({reason}); --print_config shows a valid one") from error
 
 

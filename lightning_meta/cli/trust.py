@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from lightning_meta.configuration import import_class, lies_in, real_path
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.reading import read_yaml
 
 HELP = (
@@ -48,7 +48,7 @@ def read_configuration(file: Path) -> dict[str, Any]:
     try:
         content = read_yaml(file)
     except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, no such date
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise UserError(
             f"{file}: this is not a configuration ({reason}); fix it, or give another with --config"
         ) from error

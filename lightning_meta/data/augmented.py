@@ -11,11 +11,10 @@ from lightning_meta.batches import SPLITS, Episode
 from lightning_meta.data.augmentation import Augmentation
 from lightning_meta.data.episodes import AUGMENTED
 from lightning_meta.data.pool import Pool
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.functional import random_bits
 from lightning_meta.functional.generators import seeded_generators
 from lightning_meta.functional.tensor_bits import fold
-from lightning_meta.import_paths import reason
 from lightning_meta.nn.features import as_input
 
 Augmenter = Augmentation | nn.Module
@@ -50,7 +49,7 @@ def check_augmentation(augmentation: Augmenter, train: Pool) -> None:
     except UserError:
         raise
     except Exception as error:  # a custom module may raise anything
-        raise UserError(f"augmentation: {name} fails on images {tuple(sample.shape)}: {reason(error)}") from error
+        raise UserError(f"augmentation: {name} fails on images {tuple(sample.shape)}: {reason_of(error)}") from error
     low, high = min(low, 0), max(high, 1)
     least, most = (float(bound) for bound in as_input(result, torch.float32).aminmax())
     if not low - (high - low) / 2 <= least <= most <= high + (high - low) / 2:

@@ -21,7 +21,7 @@ from typing import TypeVar
 import pooch
 
 from lightning_meta.data.cache import cache_folder, replacing
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 
 T = TypeVar("T")
 
@@ -156,7 +156,7 @@ def _checked(path: Path, shown: str, read: Callable[[Path], T], fix: str) -> T:
     except WrongContentError as error:
         raise UserError(f"{shown}: {error}; {fix}") from error
     except _DAMAGED as error:
-        problem = f"the file is damaged, truncated or unreadable ({_line(error)})"
+        problem = f"the file is damaged, truncated or unreadable ({reason_of(error)})"
         raise UserError(f"{shown}: {problem}; {fix}") from error
 
 
@@ -174,10 +174,6 @@ def _download(file: OfficialFile, target: Path) -> None:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # an error of the disk, which has an error number and is explained by `replacing`
         raise UserError(
-            f"{file.url}: the download failed {RETRIES + 1} times ({_line(error)}); try again, "
+            f"{file.url}: the download failed {RETRIES + 1} times ({reason_of(error)}); try again, "
             f"or get the file by other means and put it at $LIGHTNING_META_DATA/{file.path}"
         ) from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -15,8 +15,7 @@ from lightning.pytorch.loggers import Logger
 from lightning_meta.checks import instance
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.loader import check_shared
-from lightning_meta.errors import UserError
-from lightning_meta.import_paths import reason
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.module import trains_in_copies
 from lightning_meta.run.naming import Naming, as_argument
 
@@ -116,7 +115,7 @@ def quiet_trainer(options: Mapping[str, Any]) -> Trainer:
     try:
         return Trainer(**{**QUIET, **options, "callbacks": as_list(options.get("callbacks"))})
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UserError(reason(error)) from error
+        raise UserError(reason_of(error)) from error
 
 
 def as_list(value: Any) -> list[Any]:

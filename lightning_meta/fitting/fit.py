@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.loggers import Logger
 
 from lightning_meta.checks import instance
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.fitting.arguments import check_arguments, check_counts
 from lightning_meta.fitting.checks import as_list, check_monitor, check_trainer
 from lightning_meta.fitting.description import config_of
@@ -25,7 +25,6 @@ from lightning_meta.fitting.quiet import quiet_lightning
 from lightning_meta.fitting.run_checks import check_run_options
 from lightning_meta.fitting.seeding import set_seed
 from lightning_meta.fitting.training import TRAINER_DEFAULTS, Run, Training
-from lightning_meta.import_paths import reason
 from lightning_meta.run.checkpoints import RunCheckpoint
 from lightning_meta.run.naming import naming_arguments
 from lightning_meta.run.termination import Interrupted
@@ -116,7 +115,7 @@ def fit(
             place.logger.discard()
             from_trainer = isinstance(error, TypeError | ValueError | MisconfigurationException)
             if from_trainer and not isinstance(error, UserError):
-                raise UserError(reason(error)) from error
+                raise UserError(reason_of(error)) from error
             raise
         try:
             return training.run()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_meta.batches import Episode
+from lightning_meta.errors import reason_of
 from lightning_meta.functional.task_map import TaskMap
 from lightning_meta.nn.checks import CANNOT_BE_MAPPED, SLOWLY_MAPPED
 from lightning_meta.nn.stateless import own_buffers, untouched
@@ -75,7 +76,7 @@ def obstacle(run: Callable[[TaskMap], Any], module: nn.Module, slow_too: bool) -
         except torch.OutOfMemoryError:
             raise
         except (*CANNOT_BE_MAPPED, UserWarning) as error:
-            return " ".join(str(error).split())[:200] or type(error).__name__
+            return reason_of(error, 200)
         after = dict(module.named_buffers())
         changed = [name for name, buffer in before.items() if not _same(after[name], buffer)]
         return f"a forward pass changes the buffer {changed[0]!r}" if changed else None

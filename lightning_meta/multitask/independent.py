@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_meta.batches import TaskBatch
-from lightning_meta.errors import UserError, one_of
+from lightning_meta.errors import UserError, one_of, reason_of
 from lightning_meta.functional.generators import generator_states, same_states
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
@@ -146,7 +146,7 @@ class Independent(MultiTaskModule):
         except torch.OutOfMemoryError:
             raise
         except CANNOT_BE_MAPPED as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error, 200)
             in_a_loop = {
                 name: self._one(i, name, x[rows[name]]) for name, i in order.items()
             }  # may raise its own error

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lightning_meta.errors import UserError
-from lightning_meta.import_paths import reason
+from lightning_meta.errors import UserError, reason_of
 
 LITE0 = "efficientnet_lite0"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -117,7 +116,7 @@ def _library(name: str, install: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"name: {name} is needed, and cannot be imported ({reason(error)}); {install}") from error
+        raise UserError(f"name: {name} is needed, and cannot be imported ({reason_of(error)}); {install}") from error
 
 
 def _fetched(name: str, make: Any, *args: Any, **options: Any) -> Any:
@@ -125,4 +124,4 @@ def _fetched(name: str, make: Any, *args: Any, **options: Any) -> Any:
     try:
         return make(*args, **options)
     except Exception as error:  # of the download, of the disk, or of the library's own checks
-        raise UserError(f"name: {name} cannot be made: {reason(error)[:300]}") from error
+        raise UserError(f"name: {name} cannot be made: {reason_of(error, 300)}") from error

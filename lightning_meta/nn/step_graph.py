@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchmetrics import Metric
 
+from lightning_meta.errors import reason_of
 from lightning_meta.functional.precision import without_autocast, without_cast_cache
 from lightning_meta.functional.ranks import refusing_sums, world_size
 from lightning_meta.functional.task_gradients import loss_with_gradients
@@ -259,7 +260,7 @@ class StepGraphs:
             with untouched(module):
                 result, play = (self.recorder or cuda_graph)(run, device)
         except RuntimeError as error:
-            raise NotCapturedError(" ".join(str(error).split())[:200]) from error
+            raise NotCapturedError(reason_of(error, 200)) from error
         tensors = [leaf for leaf in static if isinstance(leaf, Tensor)]
         return _Captured(arguments, tensors, result, play, _differences(first, second), constants)
 

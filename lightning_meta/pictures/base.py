@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_meta.batches import Episode, Examples
 from lightning_meta.data import Episodes, EpisodicDataModule, Pool
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.functional.inference import outside_inference_mode
 from lightning_meta.meta import MetaModule
 from lightning_meta.report.drawing import save_figure
@@ -69,7 +69,7 @@ class Picture(Callback, ABC):
             with matplotlib.rc_context({"text.parse_math": False}):  # class names are plain text
                 save_figure(self.draw(pl_module, dataset, figures), figures / f"{self.file}.png")
         except Exception as error:
-            message = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
+            message = f"{type(error).__name__}: {reason_of(error, LONGEST)}"
             _log.warning("figures/%s.png could not be drawn (%s)", self.file, message)
             _log.debug("why", exc_info=True)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lightning_meta.cells import as_cells
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.run.tables import read_table, write_table
 
 PAIRS, SHARES = "gradient_conflict.csv", "gradient_share.csv"
@@ -49,7 +49,7 @@ def read_rows(file: Path) -> list[list[str]]:
         try:
             int(step), float(first), float(second)
         except ValueError as error:
-            raise UserError(f"{file} is damaged in row {number}: {' '.join(str(error).split())[:100]}") from error
+            raise UserError(f"{file} is damaged in row {number}: {reason_of(error, 100)}") from error
     return rows
 
 

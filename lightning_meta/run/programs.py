@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.nn.features import IMAGE_DIMS, are_ids
 from lightning_meta.run.files import replacing
 
@@ -66,7 +66,7 @@ def write_program(
         first: BaseException = reasons[0]
         while first.__cause__ is not None:  # the exporter to ONNX names the operator in the first of several errors
             first = first.__cause__
-        reason = " ".join(str(first).split())[:200]
+        reason = reason_of(first, 200)
         other = "; give a file that ends in .pt2" if path.suffix == ".onnx" else ""
         raise UserError(f"{path}: {name} cannot be exported: {reason}{other}") from reasons[0]
     with replacing(path, "wb") as out:

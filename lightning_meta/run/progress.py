@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 
 LARGEST = 2**62
 _COUNTERS = ("ready", "started", "processed", "completed", "global_step", "epoch", "rows", "batches_that_stepped")
@@ -75,7 +75,7 @@ def restoring_error(error: BaseException, path: str | PathLike[str] | None) -> U
     restoring |= not training and any(_OPTIM in frame.filename for frame in frames)
     if path is None or not restoring or isinstance(error, UserError | OSError | torch.OutOfMemoryError):
         return None
-    reason = " ".join(str(error).split())[:200]
+    reason = reason_of(error, 200)
     return UserError(
         f"{path} cannot be resumed: what it holds does not fit this run ({type(error).__name__}: {reason}); load its "
         f"weights with lightning_meta.load, or resume the run it belongs to"

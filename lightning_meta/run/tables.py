@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_meta.cells import as_cells, as_text
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.reading import LARGEST_TABLE, read_bytes
 from lightning_meta.run.files import replacing
 
@@ -67,7 +67,7 @@ def numbers_of(file: Path, column: str, values: Sequence[str]) -> list[float]:
     try:
         return [float(value or "nan") for value in values]
     except ValueError as error:
-        raise UserError(f"{file} is damaged, in column {column!r}: {' '.join(str(error).split())[:100]}") from error
+        raise UserError(f"{file} is damaged, in column {column!r}: {reason_of(error, 100)}") from error
 
 
 def _read(file: Path, rows: int | None) -> tuple[list[str], list[list[str]], bool]:

@@ -14,7 +14,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.run.files import replacing
 from lightning_meta.run.logger import RunLogger
 from lightning_meta.run.tables import read_table
@@ -56,13 +56,13 @@ class WandbRunLogger(WandbLogger):
         try:
             return super().experiment
         except UsageError as error:
-            text = " ".join(str(error).split())
+            text = reason_of(error)
             raise UserError(f"trainer.logger: {text} To log without an account, set WANDB_MODE=offline") from error
         except CommError as error:
             wandb.teardown()  # else the service keeps the id of the run that did not start
             self._wandb_init["mode"] = "offline"
             run = super().experiment
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error, 200)
             _log.warning("W&B cannot be reached (%s): logging offline; later, `wandb sync %s`", reason, folder_of(run))
             return run
 

@@ -10,7 +10,7 @@ from reprlib import repr
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.files import data_folder
 from lightning_meta.data.image_files import ImageFilesSource, Listing
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.reading import read_text
 from lightning_meta.sources.class_lists import class_list
 
@@ -64,7 +64,7 @@ class MiniImageNet(ImageFilesSource):
         try:
             rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            cause = " ".join(str(error).split())
+            cause = reason_of(error)
             raise UserError(
                 f"{path}: not a list of images ({cause}); get the published one from {LISTS_URL}"
             ) from error

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from lightning_meta.errors import UserError, one_of
+from lightning_meta.errors import UserError, one_of, reason_of
 from lightning_meta.sources.columns import EXACT, Column
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def read_columns(path: Path, argument: str = "Table path=", spelling: Spelling =
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: the table is not in UTF-8 ({error.reason}); save it as UTF-8") from error
     except (pyarrow.ArrowException, csv.Error, OSError, MemoryError) as error:
-        raise UserError(f"{path}: the table cannot be read ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: the table cannot be read ({reason_of(error)})") from error
 
 
 def columns_of(table: pyarrow.Table, where: str) -> dict[str, Column]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.nn.likeness import FAR
 from lightning_meta.sources.columns import Column
 from lightning_meta.sources.table_features import encode
@@ -55,7 +55,7 @@ def columns_in(data: Any, argument: str = "data=", spelling: Spelling = PLAIN) -
     try:
         table = pyarrow.table(data)
     except (pyarrow.ArrowException, TypeError, ValueError, AttributeError) as error:
-        cause = " ".join(str(error).split())[:200]
+        cause = reason_of(error, 200)
         raise UserError(
             f"data: expected a path, a DataFrame or lists by column, got {type(data).__name__}: {cause}"
         ) from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.configuration import remember
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.functional import random_bits
 from lightning_meta.functional.generators import seeded_generators
 from lightning_meta.functional.precision import at_least_float32
@@ -147,7 +147,7 @@ class TorchJD(Aggregator):
             try:
                 direction: Tensor = aggregator(rows)
             except Exception as error:  # solvers raise errors of every kind
-                reason = " ".join(str(error).split())
+                reason = reason_of(error)
                 name = type(aggregator).__name__
                 raise UserError(f"weighting: torchjd's {name} failed for {len(rows)} tasks: {reason}") from error
         return direction

@@ -25,7 +25,7 @@ from domain_benchmark.domains import Domain, Setting, named
 from domain_benchmark.entry import Entry, read_entry
 from domain_benchmark.episodes import episodes_sha256
 from lightning_meta.data.source import Source
-from lightning_meta.errors import NonFiniteLossError, UserError
+from lightning_meta.errors import NonFiniteLossError, UserError, reason_of
 from lightning_meta.fitting.checks import QUIET
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.run.checkpoint_io import AtomicCheckpointIO
@@ -64,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         measure(read_entry(options.method), domain, options.folder, options.steps, options.seed, options.accelerator)
     except (UserError, NonFiniteLossError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print(reason_of(error), file=sys.stderr)
         return 1
     return 0
 
@@ -90,7 +90,7 @@ def measure(entry: Entry, domain: Domain, folder: Path, steps: int, seed: int, a
             source.prepare()
             source.pools()  # some sources read their files here
     except UserError as error:
-        note(folder, problem=f"data not at hand: {' '.join(str(error).split())}")
+        note(folder, problem=f"data not at hand: {reason_of(error)}")
         return
     note(folder, problem="")
     lightning.seed_everything(seed, verbose=False)
@@ -175,7 +175,7 @@ def test(
             warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # callbacks of training
             runner.test(module, datamodule=data, ckpt_path=checkpoint, verbose=False)
     except UserError as error:
-        return {"problem": " ".join(str(error).split())}
+        return {"problem": reason_of(error)}
     seconds = time.monotonic() - began
     metric = module.task.metric
     write_per_task(folder / f"per_task_{name}.csv", module.test_report["per_task"])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from lightning_meta.cli.sweep.file import Parameter, Sweep
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.run.tables import write_table
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ def _open_storage(file: Path) -> RDBStorage:
     try:
         return RDBStorage(f"sqlite:///{file}", engine_kwargs=pooling, heartbeat_interval=HEARTBEAT, grace_period=STALE)
     except RuntimeError as error:  # the tables are of another version of Optuna
-        raise UserError(f"{file}: {' '.join(str(error).split())}; give this sweep another --name") from error
+        raise UserError(f"{file}: {reason_of(error)}; give this sweep another --name") from error
 
 
 def _open_study(space: Sweep, storage: RDBStorage) -> Study:

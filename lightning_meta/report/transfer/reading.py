@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from numpy.lib import format as npy
 
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.metrics import classes_of
 from lightning_meta.reading import is_number, open_regular, read_text, read_yaml
 from lightning_meta.run.tables import numbers_of, read_table
@@ -206,7 +206,7 @@ def read_results(directory: Path) -> dict[str, Any]:
     try:
         results = json.loads(read_text(file))
     except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{file} is damaged: {_brief(error)}") from error
+        raise UserError(f"{file} is damaged: {reason_of(error, 200)}") from error
     if not isinstance(results, dict):
         raise UserError(f"{file} is damaged: it is not a JSON object")
     return results
@@ -266,7 +266,7 @@ def _task(
         numbers |= {k: float(row.get(k) or "nan") for k in OPTIONAL}
         examples = int(row["train_examples"])
     except ValueError as error:
-        raise UserError(f"{directory / 'per_task.csv'}, task {name!r}: {_brief(error)}") from error
+        raise UserError(f"{directory / 'per_task.csv'}, task {name!r}: {reason_of(error, 200)}") from error
     if len(ids) != numbers["test_examples"] or (np.diff(ids) == 0).any():
         raise UserError(f"{directory}: predictions.npz must have each test example of task {name!r} exactly once")
     test, mean = numbers["test"], scores.mean() if len(ids) else math.nan
@@ -295,14 +295,10 @@ def _config(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{file.parent} has no config.yaml; the run is damaged") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} is damaged: {_brief(error)}") from error
+        raise UserError(f"{file} is damaged: {reason_of(error, 200)}") from error
     if not isinstance(config, dict):
         raise UserError(f"{file} is damaged: it has no configuration")
     return config
-
-
-def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def read_arrays(file: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -334,7 +330,7 @@ def read_arrays(file: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     except (FileNotFoundError, KeyError, UserError):
         raise
     except Exception as error:  # NumPy parses headers and zipfile inflates data: both raise many types of errors
-        raise UserError(f"{file} is damaged, or holds more than plain arrays: {_brief(error)}") from error
+        raise UserError(f"{file} is damaged, or holds more than plain arrays: {reason_of(error, 200)}") from error
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.report.drawing import heights, label_of, name_rows, named_rows, save_figure, scale_of, shortened
 from lightning_meta.report.transfer.comparison import RULES
 from lightning_meta.report.transfer.intervals import METHOD
@@ -257,4 +257,4 @@ def log_report(report: TransferReport, folder: Path, project: str) -> None:
             pictures = {f"transfer/{name}": wandb.Image(str(folder / f"{name}.png")) for name in ("forest", "gap")}
             run.log({"transfer/tasks": tasks, "transfer/methods": methods, **pictures})
     except wandb.errors.Error as error:
-        raise UserError(f"--wandb_project {project}: {' '.join(str(error).split())}") from error
+        raise UserError(f"--wandb_project {project}: {reason_of(error)}") from error
