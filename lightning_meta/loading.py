@@ -43,6 +43,17 @@ def load(
 ) -> Any:
     """Load a trained module.
 
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from lightning import Trainer
+        >>> import lightning_meta as lm
+        >>> trainer = Trainer(fast_dev_run=True, enable_progress_bar=False, enable_model_summary=False)
+        >>> trainer.fit(lm.MAML(lm.nn.MLP()), lm.EpisodicDataModule(lm.sources.Sinusoid()))
+        >>> with TemporaryDirectory() as folder:
+        ...     trainer.save_checkpoint(f"{folder}/sinusoid.ckpt")
+        ...     type(lm.load(f"{folder}/sinusoid.ckpt")).__name__
+        'MAML'
+
     Args:
         path: A checkpoint, or a run directory, whose best checkpoint is loaded, or the last if there is no best.
         allow: Classes, functions or names of modules that the checkpoint may use in addition to the model components of

@@ -55,6 +55,14 @@ class EpisodicDataModule(SourceDataModule):
     A task is a pure function of (seed, split, number), so it does not depend on the number of workers and ranks and is
     the same after a resume. The three splits have different classes.
 
+    Example:
+        >>> import lightning_meta as lm
+        >>> data = lm.EpisodicDataModule(lm.sources.Sinusoid(), shots=5, queries=10, meta_batch_size=4)
+        >>> data.setup("fit")
+        >>> support, query, *_ = next(iter(data.train_dataloader()))
+        >>> support.x.shape, query.x.shape
+        (torch.Size([4, 5, 1]), torch.Size([4, 10, 1]))
+
     Args:
         source: Source of the examples: stored classes (`Glyphs`, `Omniglot`, ...), stored regression tasks
             (`RegressionTable`) or generated tasks (`Sinusoid`).

@@ -37,6 +37,14 @@ class MultiTaskDataModule(SourceDataModule):
     their targets. A batch is a pure function of (seed, number), so it does not depend on the number of workers and
     ranks and is the same after a resume.
 
+    Example:
+        >>> import lightning_meta as lm
+        >>> data = lm.MultiTaskDataModule(lm.testing.RareTasks(), batch_size=8)
+        >>> data.setup("fit")
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> batch.inputs.shape, len(batch.targets)
+        (torch.Size([8, 10]), 100)
+
     Args:
         source: Source of the examples: a `TaskSource`, or groups of classes (`Glyphs`, `Omniglot`, ...), where each
             group is a task.

@@ -28,6 +28,12 @@ _LINE = 64  # bytes; torch begins each tensor in memory at a multiple of it
 class TaskSet:
     """The labelled examples of every task in one split, in the layout of one large `TaskBatch`.
 
+    Example:
+        >>> x, kinds, sizes = torch.rand(3, 4), torch.tensor([0, 1, 1]), torch.rand(2, 1)
+        >>> tasks = TaskSet.of_examples({"kind": Examples(x, kinds), "size": Examples(x[:2], sizes)})
+        >>> tasks.counts
+        {'kind': 3, 'size': 2}
+
     Attributes:
         inputs: Inputs `(n, *input_shape)`, uint8 for images; if tasks have inputs of different shapes, one tensor per
             task, by name.

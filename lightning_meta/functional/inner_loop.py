@@ -41,6 +41,13 @@ def inner_loop(
     The result is differentiable with respect to θ, the data and the rates, including through the gradients. With
     `first_order` the gradients are constants without a graph, so that dφ/dθ is the identity.
 
+    >>> import torch
+    >>> def loss(parameters, buffers, target):
+    ...     return (parameters["w"] - target).square().sum(), buffers
+    >>> trajectory = inner_loop(loss, {"w": torch.zeros(1)}, {}, torch.ones(1), steps=2, learning_rate=0.25)
+    >>> [parameters["w"].item() for parameters, _ in trajectory]
+    [0.0, 0.5, 0.75]
+
     Args:
         loss: Function from parameters, buffers and data to the support loss (a scalar) and the buffers after the
             forward pass. With `first_order` or `recompute`, all tensors that the meta-gradient reaches must be

@@ -28,6 +28,11 @@ def logistic_regression(features: Tensor, labels: Tensor, ways: int) -> tuple[Te
     class, the error of the coefficients is at most 1e-6. With 500 per class, the error of the probabilities is at most
     1e-4; with 1 example of one class and 500 of each other, 3e-2. Longer features need more steps.
 
+    >>> features = torch.tensor([[-1.0], [-0.8], [0.9], [1.0]])
+    >>> weights, biases = logistic_regression(features, torch.tensor([0, 0, 1, 1]), ways=2)
+    >>> (features @ weights.T + biases).argmax(-1).tolist()
+    [0, 0, 1, 1]
+
     Args:
         features: Features X, `(M, F)`, of length at most 1.
         labels: Labels `(M,)` in [0, N), in any order; each class must occur.

@@ -26,6 +26,14 @@ from lightning_meta.nn.stateless import exact_derivatives, in_evaluation_mode, u
 class Predictor:
     """A meta-learner in evaluation mode, adapted to a support set.
 
+    Example:
+        >>> import lightning_meta as lm
+        >>> model = lm.ProtoNet(lm.nn.MLP(in_features=2), episodes=lm.tasks.EpisodeSpec(input_shape=(2,)))
+        >>> model.configure_model()  # done by `fit` and `load`
+        >>> predictor = lm.Predictor(model, torch.tensor([[0.0, 0.0], [9.0, 9.0]]), ["near", "far"])
+        >>> predictor(torch.tensor([[8.0, 9.0], [0.0, 1.0]]))
+        ['far', 'near']
+
     Args:
         module: The meta-learner; it is not changed.
         x: Support inputs `(M, *input_shape)`: real numbers, images as uint8, or ids as integers, as in training.

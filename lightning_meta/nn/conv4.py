@@ -26,6 +26,11 @@ class Conv4(Described, nn.Module):
     and 512 channels, leaky ReLUs and dropout, and its features are the last two maps. RelationNet downsamples only in
     the first two blocks.
 
+    Example:
+        >>> import torch
+        >>> Conv4(in_channels=3, width=64)(torch.rand(2, 3, 84, 84)).shape
+        torch.Size([2, 1600])
+
     Args:
         in_channels: Channels of the images: 1 for grey, 3 for colour.
         width: Number of channels of all blocks, or a sequence with one number per block.

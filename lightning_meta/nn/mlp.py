@@ -14,6 +14,11 @@ from lightning_meta.configuration import Described
 class MLP(Described, nn.Module):
     """Linear layers, each followed by a ReLU; inputs are flattened.
 
+    Example:
+        >>> import torch
+        >>> MLP(in_features=4, hidden=(32, 16))(torch.rand(8, 4)).shape
+        torch.Size([8, 16])
+
     Args:
         in_features: Number of entries of one input, at least 1.
         hidden: Widths of the layers; the last is the number of features.

@@ -151,6 +151,11 @@ def statistics_from(module: nn.Module, statistics: Statistics) -> Iterator[None]
     """A context in which every `TaskBatchNorm` of `module` normalises by the given statistics.
 
     "batch" and "fused" write the statistics to the layers' buffers; `stateless_call` restores the buffers.
+
+    >>> norm = TaskBatchNorm(1).eval()
+    >>> with statistics_from(norm, "batch"), torch.no_grad():
+    ...     norm(torch.tensor([[4.0], [6.0]])).round(decimals=3).tolist()
+    [[-1.0], [1.0]]
     """
     norms = task_norms(module)
     before = [norm.statistics for norm in norms.values()]
@@ -212,6 +217,10 @@ def per_task(module: nn.Module, synchronised_too: bool = True) -> nn.Module:
     """Turn every `torch.nn.BatchNorm` in a module into a `TaskBatchNorm`.
 
     Layers stay the same objects with the same tensors. Subclasses with their own `forward` are not changed.
+
+    >>> network = per_task(nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)))
+    >>> type(network[1]).__name__
+    'TaskBatchNorm'
 
     Args:
         module: The module; it is changed in place.

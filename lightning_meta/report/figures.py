@@ -41,7 +41,13 @@ STAGES = {"train": "Training", "val": "Validation", "test": "Test"}
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
 def write_figures(directory: Path, results: Mapping[str, Any] | None = None) -> list[Path]:
-    """Draw `figures/training.png` from `metrics.csv` and `figures/tasks.png` from `per_task.csv`, if these files exist.
+    r"""Draw `figures/training.png` from `metrics.csv`, and `figures/tasks.png` from `per_task.csv`, if they exist.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "metrics.csv").write_text("step,val/accuracy\n100,0.5\n200,0.7\n")
+    ...     [file.name for file in write_figures(Path(folder))]
+    ['training.png']
 
     Args:
         directory: The run directory.

@@ -95,6 +95,11 @@ class Glyphs(Source):
         - Held out: 2 and 2 of 12 typefaces.
         - From: rendered from matplotlib's fonts in seconds.
 
+    Example:
+        >>> pool = Glyphs(image_size=16).pools()["train"]
+        >>> pool.x.shape, pool.names[0]
+        (torch.Size([9672, 1, 16, 16]), 'U+0042 B')
+
     Args:
         seed: Seed of the jitter, from 0 to 2^63 - 1.
         jitter: Strength of the random affine map, from 0 (none) to 2. With 1, glyphs are rotated by up to 15 degrees,
