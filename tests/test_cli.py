@@ -307,6 +307,20 @@ def test_help_is_one_screen_and_help_all_lists_every_option(
     assert f"--{of_class}.help" in "\n".join(short)
 
 
+def test_the_help_of_predict_is_one_screen_with_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run("predict", "--help_all")
+    whole = capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        run("predict", "--help")
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) < 40
+    assert max(map(len, short.splitlines())) <= 80
+    listed, explained = (set(re.findall(r"^  (--[a-z_]+)", text, re.MULTILINE)) for text in (short, whole))
+    assert listed == explained - {"--help_all"}
+    assert "--help_all" in short
+
+
 def test_every_method_is_in_the_help_of_fit() -> None:
     text = screen("fit")
     for name in ("MAML", "ProtoNet", "MultiHead", "Independent", "EpisodicDataModule", "Omniglot", "Table"):

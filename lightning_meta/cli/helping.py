@@ -1,4 +1,4 @@
-"""The parser of `fit` and `test`, and its help."""
+"""The parser of `fit`, `test` and `predict`, and its help."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Parser(LightningArgumentParser):
 
     Args:
         *args: Arguments of Lightning's parser.
-        short_help: The command, `fit` or `test`, whose `--help` is one screen; None for nested classes.
+        short_help: The command whose `--help` is one screen, see `screen`; None for nested classes.
         **options: Options of Lightning's parser.
     """
 
@@ -63,7 +63,7 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **{"formatter_class": HelpFormatter, **options})
         self._short_help = short_help
         if short_help is not None:
-            self.add_argument("--help_all", action=_HelpAll, help="Show every option and exit.")
+            self.add_argument("--help_all", action=_HelpAll, help="Explain every option and exit.")
 
     def format_help(self, *args: Any) -> str:
         """The help; one screen for a command."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.parsing import add_overwrite, refuse_existing
 from lightning_meta.cli.threads import add_threads
 from lightning_meta.cli.trained import add_model_options
@@ -19,9 +20,9 @@ OF_IMAGES = ("support", "labels", "query", "batch_norm", "steps", "invert", "ski
 """Options that apply only to images."""
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog="lightning-meta predict",
         description="Predict for new rows of a table (--table), with a model of named tasks that was trained on one. "
         "Or label images (--support) by a few labelled ones of each class; the classes may be new to the model. Images "
@@ -30,6 +31,7 @@ def make_parser() -> ArgumentParser:
         "training.",
         exit_on_error=False,
         allow_abbrev=False,
+        short_help="predict",
     )
     add_model_options(parser)
     parser.add_argument(

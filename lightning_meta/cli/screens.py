@@ -1,4 +1,4 @@
-"""The `--help` of `fit` and `test`: one screen with the most used options and the available classes."""
+"""The `--help` of `fit`, `test` and `predict`: one screen with the most used options and the available classes."""
 
 from __future__ import annotations
 
@@ -95,13 +95,50 @@ Test a trained model, on its own test tasks or on others.
 
 """
 
+PREDICT = """usage: lightning-meta predict --ckpt_path RUN --table FILE [options]
+       lightning-meta predict --ckpt_path RUN --support FOLDER --query FILE...
+
+Predict for new rows of a table, or label images by a few labelled ones of each
+class; the classes may be new to the model.
+
+  --ckpt_path RUN       A run (its best checkpoint) or a checkpoint.
+  --out FILE            The predictions; by default predictions.csv.
+  --export FILE         Also write the learned task to FILE.pt2 or FILE.onnx.
+  --calibrated          Also write sets of labels, or intervals of numbers; this
+                        requires a `test --calibrate` of the run.
+  --overwrite           Replace existing files.
+  --batch_size N        Images or rows predicted at a time; by default 256.
+  --device DEVICE       cpu, cuda, ...; the default, auto, takes an accelerator.
+  --threads N           Threads of the processor; by default torch's choice.
+  --trust               Also import classes of your own that the run uses.
+
+Only for tables:
+  --table FILE          New rows, with the feature columns of training.
+  --delimiter C         Separator of the columns of a CSV file, such as ';'.
+  --decimal C           Its decimal mark; by default both are as in training.
+
+Only for images:
+  --support FOLDER      Labelled images, in a folder for each class.
+  --labels FILE         A table of their labels, instead of a folder per class.
+  --query FILE...       Images to label: files, or folders with images.
+  --invert              Turn dark into light, for dark strokes on white.
+  --skip_unreadable     Skip images that cannot be read.
+  --steps S             Inner steps, for methods with an inner loop.
+  --batch_norm WHICH    transductive, inductive or running: the statistics that
+                        normalise query examples.
+
+lightning-meta predict --help_all explains these options in full.
+"""
+
 MORE = """lightning-meta {command} --help_all lists all options, including the Trainer's.{of_model}
 lightning-meta {command} --data.help EpisodicDataModule lists those of a data module.
 """
 
 
 def screen(command: str) -> str:
-    """The `--help` of `fit` or `test`, for a screen of 80 columns."""
+    """The `--help` of `fit`, `test` or `predict`, for a screen of 80 columns."""
+    if command == "predict":
+        return PREDICT
     if command == "test":
         return f"{TEST}{MORE.format(command='test', of_model='')}"
     lists = {
