@@ -42,6 +42,7 @@ ELSEWHERE = {
     "lightning-meta predict": "test_photos.py runs the script",
     'pip install -e ".[pretrained]"': "an extra, which .ci/run installs with [dev]",
     "lightning-meta configs": "test_shipped_configs.py runs it",
+    "lightning-meta configs omniglot": "test_shipped_configs.py runs it",
     "lightning-meta configs protonet_glyphs > mine.yaml": "test_shipped_configs.py runs it",
     "lightning-meta sweep --config maml_glyphs --trials 20": "hours; test_shipped_configs.py starts it",
     'pip install -e ".[dev]"': ".ci/run installs the package",

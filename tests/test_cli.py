@@ -147,7 +147,7 @@ def test_help_explains_in_a_process_of_its_own(options: list[str], said: str) ->
     [
         (["--version"], 0, "lightning_meta "),
         (["--help"], 0, "usage: lightning-meta fit"),
-        (["configs"], 0, "protonet_glyphs "),
+        (["configs"], 0, "protonet_glyphs,"),
         (["cruves", "runs"], 2, "there is no command cruves; did you mean curves?"),
         (["fit", "--config=protonet_glyph"], 2, "did you mean protonet_glyphs"),
         (["compare", "--threads=none"], 2, "--threads: expected a whole number"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -68,16 +69,43 @@ def test_a_shipped_sweep_starts_from_any_folder(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_list_and_a_configuration_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_of_configurations_is_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["configs"]) == 0
-    *lines, _, sweeps = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(shipped())
-    assert sweeps == f"for sweep --config NAME: {', '.join(shipped(SWEEPS))}"
-    assert all(len(line.split()) > 3 and len(line) < 200 for line in lines)
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 40
+    assert max(map(len, text.splitlines())) <= 80
+    groups = dict(re.findall(r"^(\w[^\n]*) \(.*\):\n((?:  .*\n)+)", text, re.MULTILINE))
+    names = {kind: re.findall(r"\w+", group) for kind, group in groups.items()}
+    sweeps = names.pop("Sweeps")
+    assert sweeps == list(shipped(SWEEPS))
+    assert sorted(name for group in names.values() for name in group) == list(shipped())
+    assert {"maml_sinusoid", "photos", "protonet_table"} < set(names["Few-shot learning"])
+    assert {"linear_parkinsons", "mtan_glyphs", "multi_head_table"} < set(names["Multi-task learning"])
+    assert all(name.startswith("ladder_") for name in names["Ladders"])
+    assert names["Additions to another configuration"] == ["wandb"]
+
+
+def test_a_word_describes_the_configurations_whose_name_contains_it(capsys: pytest.CaptureFixture[str]) -> None:
+    described = []
+    for name in shipped():  # a name with all but its last letter is not the name of a configuration
+        assert main(["configs", name[:-1]]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        described += [line for line in lines if line.split()[0] == name]
+    assert [line.split()[0] for line in described] == list(shipped())
+    assert all(len(line.split()) > 3 and len(line) < 200 for line in described)
+    assert main(["configs", "omniglot"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "protonet_omniglot      ProtoNet on Omniglot (Snell et al. 2017)" in lines
+    assert all("omniglot" in line.split()[0] for line in lines)
+
+
+def test_a_configuration_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["configs", "maml_glyphs"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"] == "lightning_meta.MAML"
-    assert main(["configs", "nothing"]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    for words, message in {("nothing",): "no configuration has 'nothing'", ("maml", "anil"): "expected one"}.items():
+        assert main(["configs", *words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
 
 
 def test_versions_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,7 @@ USAGE = """usage: lightning-meta fit --config NAME|FILE [options]  train, keep t
        lightning-meta curves RUN... [options]           training curves of several runs in one picture
        lightning-meta ladder --config NAME|FILE ...     train several methods over several seeds, then compare them
        lightning-meta sweep --config NAME|FILE ...      search options of fit, here or, by `wandb sweep`, anywhere
-       lightning-meta configs [NAME]                    list the configurations that are shipped, or print one
+       lightning-meta configs [NAME|WORD]               list the configurations that are shipped, or print one
        lightning-meta --version                         print the versions of the package, torch and lightning
 
 lightning-meta COMMAND --help explains the options. All commands take --threads N, the number of processor threads;

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -13,6 +14,19 @@ from lightning_meta.errors import UserError
 FOLDER = Path(__file__).parents[1] / "configs"  # in a clone a link to the top-level folder
 SWEEPS = FOLDER / "sweeps"
 NAME = re.compile(r"\w+")
+KINDS = (
+    "Few-shot learning (fit --config NAME)",
+    "Multi-task learning (fit --config NAME)",
+    "Ladders (ladder --config NAME)",
+    "Sweeps (sweep --config NAME)",
+    "Additions to another configuration (fit --config OTHER --config NAME)",
+)
+USAGE = """usage: lightning-meta configs [NAME|WORD]
+
+List the names that --config of fit, test, ladder and sweep takes.
+With a NAME, print the file: `lightning-meta configs maml_glyphs > mine.yaml`.
+With a WORD, such as omniglot, describe the configurations whose name has it."""
+LIST = "`lightning-meta configs` lists them"
 LONGEST = 100  # characters; the operating system refuses to look up a much longer file name
 
 
@@ -50,7 +64,7 @@ def _resolve(value: str, folder: Path) -> str:
     if len(value) <= LONGEST and Path(value).exists():
         return value  # a folder, which the command refuses
     close = difflib.get_close_matches(value, files, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "`lightning-meta configs` lists them"
+    hint = f"did you mean {' or '.join(close)}?" if close else LIST
     raise UserError(f"--config: there is no file {value}, and no configuration of this name is shipped; {hint}")
 
 
@@ -60,29 +74,52 @@ def as_given(file: str | Path) -> str:
 
 
 def configs(args: Sequence[str]) -> None:
-    """List the shipped configurations, or print one.
+    """List the names of the shipped configurations, describe those whose name contains a word, or print one.
 
     Args:
-        args: A name, or nothing.
+        args: A name or a word, or nothing.
 
     Raises:
         UserError: There is no such configuration.
     """
     files = shipped()
     if {"-h", "--help"} & set(args):
-        print(
-            "usage: lightning-meta configs [NAME]\n\nList the configurations that `fit --config NAME` and "
-            "`ladder --config NAME` take, or print one:\n`lightning-meta configs protonet_glyphs > mine.yaml`"
-        )
+        print(USAGE)
     elif not args:
-        width = max(map(len, files), default=0)
-        for name, file in files.items():
-            print(f"{name:<{width}}  {_first_sentence(file)}")
-        print(f"\nfor sweep --config NAME: {', '.join(shipped(SWEEPS))}")
-    elif len(args) == 1 and args[0] in files:
+        print(_overview(files))
+    elif len(args) > 1:
+        raise UserError(f"configs: expected one name or one word, got {' '.join(args)}")
+    elif args[0] in files:
         print(files[args[0]].read_text(encoding="utf-8"), end="")
     else:
-        raise UserError(f"configs: expected the name of one shipped configuration, got {' '.join(args)}")
+        print(_descriptions(files, args[0]))
+
+
+def _overview(files: Mapping[str, Path]) -> str:
+    """The names of all configurations by kind, for a screen of 80 columns."""
+    groups: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for name, file in files.items():
+        groups[_kind(name, file)].append(name)
+    groups[KINDS[3]] = list(shipped(SWEEPS))
+    lists = [f"{kind}:\n{textwrap.indent(textwrap.fill(', '.join(groups[kind]), 78), '  ')}\n" for kind in KINDS]
+    return "".join(lists) + "\n`lightning-meta configs WORD` describes those with a word in their name."
+
+
+def _kind(name: str, file: Path) -> str:
+    few_shot, multi_task, ladder, _, other = KINDS
+    if name.startswith("ladder_"):
+        return ladder
+    text = file.read_text(encoding="utf-8")  # names of classes suffice, and the parser would take seconds
+    return few_shot if "EpisodicDataModule" in text else multi_task if "MultiTaskDataModule" in text else other
+
+
+def _descriptions(files: Mapping[str, Path], word: str) -> str:
+    """A line for each configuration with a word in its name."""
+    rows = {name: _first_sentence(file) for name, file in files.items() if word.lower() in name}
+    if not rows:
+        raise UserError(f"configs: no configuration has {word!r} in its name; {LIST}")
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 
 
 def _first_sentence(file: Path) -> str:
