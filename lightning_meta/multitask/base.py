@@ -427,9 +427,11 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
             with self._step_features.recorded() if by_features else nullcontext():
                 of_tasks, outputs = self._losses(batch)
             losses, present = in_order(of_tasks, list(outputs), self.names)
+            # Detached: the weights are the derivatives by the losses; the tasks' gradients are taken one by one below.
             weighed = losses.detach().requires_grad_() if shared else losses
             loss = weighting(weighed, present)
         self.check_finite(loss)
+        # Weightings keep state, which must be the same on all ranks, so they observe means over ranks.
         means = sum_over_ranks(losses) / ranks if ranks > 1 else losses.detach()
         if self.logs_this_step():
             self._log_training(loss, means, present, outputs, batch)

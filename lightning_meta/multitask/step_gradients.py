@@ -32,7 +32,7 @@ class StepLosses:
             present: Which tasks are in the batch of any rank, `(T,)` bool.
         """
         if self._sums is None:
-            self._sums, self._batches = losses.clone(), present.long()
+            self._sums, self._batches = losses.clone(), present.long()  # copies, as later batches are added in place
         else:
             self._sums += losses
             self._batches += present

@@ -38,6 +38,7 @@ def by_task(stage: str, scores: Mapping[str, Mapping[str, float]], few: Collecti
     for name, metrics in scores.items():
         for metric, score in metrics.items():
             own[f"{stage}/{metric}/{name}"] = score
+            # A task with few examples keeps its own score; only the mean leaves it out.
             of_metric.setdefault(metric, []).append(nan if name in few else score)
     return {**{f"{stage}/{m}": mean_of_known(of) for m, of in of_metric.items()}, **own}
 
@@ -66,6 +67,7 @@ def comparable(tasks: Mapping[str, Task], scores: Sequence[float], few: Collecti
         scores: The selection metric of each.
         few: Tasks with too few examples to count, which get NaN.
     """
+    # `Task.comparable` would raise −∞ to the task's floor, and a diverged task would then look like a merely bad one.
     signs = [1 if task.selection_mode == "max" else -1 for task in tasks.values()]
     return [
         nan if name in few else -inf if sign * score == -inf else task.comparable(score)
@@ -82,6 +84,7 @@ def at_floor(tasks: Mapping[str, Task], scores: Sequence[float], few: Collection
     ]
     if not held:
         return ""
+    # Scores of different tasks are compared in units of their targets; the worst one is named.
     name, task, score = max(held, key=lambda of: abs(of[2]) / of[1].unit)
     more = f", and so do {len(held) - 1} more of {len(tasks)} tasks" if len(held) > 1 else ""
     return (
@@ -102,6 +105,7 @@ def as_before(spec: TasksSpec, stored: Any) -> TasksSpec:
     for name, task in tasks.items():
         of_task = described.get(name) if isinstance(described, Mapping) else None
         init_args = of_task.get("init_args") if isinstance(of_task, Mapping) else None
+        # Best scores before and after the resume must be of one metric, so the default of that time is kept.
         if isinstance(init_args, Mapping) and "metric" not in init_args and task.selection != type(task).selection:
             tasks[name] = type(task)(**{**getattr(task, "_init_args", {}), "metric": None})
     return spec if tasks == dict(spec.tasks) else replace(spec, tasks=tasks)
@@ -129,6 +133,7 @@ def rows_of_tasks(
         row |= {f"{stage}_loss": found[stage].loss() if stage in found else "" for stage in STAGES}
         row |= {"joint": found["joint"].score(task) if "joint" in found else "", "gradient_share": shares.get(name, "")}
         row["constant"] = found["test"].constant_score(task)
+        # A tie counts as not better: a network that ignores its input reaches it.
         not_better = task.comparable(row["test"]) <= task.comparable(row["constant"])
         count = row["test_examples"]
         too_few = f"{count} test example{'s' * (count != 1)}, not in the means"
@@ -143,6 +148,7 @@ def check_same_tasks(own: TasksSpec, given: TasksSpec) -> None:
     Raises:
         UserError: The tasks, their types, outputs or input shapes differ.
     """
+    # The order matters, too: losses, weights and stored scores are vectors over tasks.
     if list(own.tasks) != list(given.tasks):
         missing = [name for name in own.tasks if name not in given.tasks]
         extra = [name for name in given.tasks if name not in own.tasks]

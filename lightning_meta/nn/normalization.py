@@ -65,13 +65,14 @@ class TaskBatchNorm(_BatchNorm):
         # The buffers now belong to the task: `swapped` has replaced those of the module and restores them.
         for name, new in (("running_mean", mean), ("running_var", var)):
             old = self._buffers[name]
+            # The mean over calls: a layer may be called several times in a pass.
             self._buffers[name] = new if self.calls == 1 or old is None else old + (new - old) / self.calls
         return y
 
     def _as_torch_does(self, x: Tensor) -> Tensor:
         if not self.training or not _has_variance(x):
             return self._by_stored(x)
-        mapped = is_functorch_wrapped_tensor(x)
+        mapped = is_functorch_wrapped_tensor(x)  # `vmap` refuses a layer that updates its buffers in place
         if not mapped and self.collected is None:
             return super().forward(x)
         y, mean, var = self._by_own(x) if mapped else self._by_own_fused(x)
@@ -86,7 +87,7 @@ class TaskBatchNorm(_BatchNorm):
 
     def _by_stored(self, x: Tensor) -> Tensor:
         if self.running_mean is None or self.running_var is None:
-            return self._by_own(x)[0]
+            return self._by_own(x)[0]  # as in torch: without running statistics, those of the batch in any mode
         scale = (self.running_var + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight
@@ -100,6 +101,7 @@ class TaskBatchNorm(_BatchNorm):
         exact = torch.promote_types(x.dtype, torch.float32)  # float16 overflows at 65,504
         shape, dtype = _per_channel(x), self._dtype(x)
         mean = x.sum(dims, dtype=exact) / count
+        # Deviations from the mean: the mean of squares minus the squared mean cancels where the variance is small.
         x = x - mean.view(shape)
         var = x.square().sum(dims) / count
         scale = (var + self.eps).rsqrt()
@@ -111,7 +113,7 @@ class TaskBatchNorm(_BatchNorm):
 
     def _by_own_fused(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y, mean, inverse = torch.native_batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)
-        return y, mean, inverse.pow(-2) - self.eps
+        return y, mean, inverse.pow(-2) - self.eps  # the kernel returns 1 / sqrt(σ² + ε)
 
     def _dtype(self, x: Tensor) -> torch.dtype:
         """The dtype of the output; it does not depend on that of the statistics, so a bf16 network stays in bf16."""

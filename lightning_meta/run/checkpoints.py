@@ -104,7 +104,7 @@ class RunCheckpoint(Callback):
         self._check_best_is_there(trainer)
         self._began = time.monotonic()
         self._step, self.between_steps = trainer.global_step, True
-        self._last_due = self._resumed is None
+        self._last_due = self._resumed is None  # a resumed run has the checkpoint that it starts from
         self._loaders = _loader_states(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -141,6 +141,7 @@ class RunCheckpoint(Callback):
                 f"checkpoint.monitor: {self.monitor!r} is not logged in validation; monitor one of the logged metrics: "
                 f"{logged_in_validation(trainer)}"
             )
+        # Once, after the first validation.
         wrong = None if self.best.validations else contradiction(self.monitor, self.mode)
         if wrong and trainer.is_global_zero:
             _log.warning("checkpoint.mode: %s, as configured: the worst checkpoint is kept as the best", wrong)

@@ -23,6 +23,7 @@ def random_state() -> list[dict[str, Any]]:
 def restore_random_state(states: list[dict[str, Any]]) -> None:
     """Restore the generators of this rank; does nothing if the number of ranks has changed."""
     rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _distributed() else (0, 1)
+    # With another number of ranks, there is no rank whose stream could be continued.
     if len(states) == world:
         restore_own_random_state(states[rank])
 

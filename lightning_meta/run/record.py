@@ -86,6 +86,7 @@ class RunRecord(Callback):
         self._file = Path(str(trainer.ckpt_path))  # Lightning may also find it by itself, as on SLURM
         record, unknown = stored_record(checkpoint, self._file)
         now = self._now(trainer)
+        # Earlier versions recorded less; what is missing is listed as unknown, not as changed.
         known = {name: part for name, part in now.items() if name in record}
         unknown += [f"the {name}" for name in now if name not in record and name != "options"]
         if "examples" not in now:
@@ -217,6 +218,7 @@ def take_new_options(
                 schedule.scheduler.step()
         states.append(schedule.scheduler.state_dict())
     checkpoint["lr_schedulers"] = states
+    # The rate of ReduceLROnPlateau follows from past losses, so it cannot be computed anew and stays.
     kept = {"params", "lr"} if watched else {"params"}
     for optimizer, state in zip(optimizers, checkpoint["optimizer_states"], strict=True):
         for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):

@@ -90,6 +90,7 @@ def mean_ranks(values: np.ndarray) -> np.ndarray:
     """
     values = values[:, np.isfinite(values).all(0)]
     better = (values[None] > values[:, None]).sum(1)
+    # `equal` counts the method itself, so the mean rank of k tied methods is that of the first plus (k − 1) / 2.
     equal = (values[None] == values[:, None]).sum(1)
     return (better + (equal + 1) / 2).mean(1) if values.shape[1] else np.full(len(values), np.nan)
 
@@ -100,6 +101,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
     losses, loss_before = method.per_seed(names, "train_loss"), against.per_seed(names, "train_loss")
     loss_share = shares(losses.mean(0))
     gradient_share = method.per_seed(names, "gradient_share").mean(0)
+    # Gradient shares are NaN unless every run recorded them.
     deciding = gradient_share if np.isfinite(gradient_share).all() else loss_share
     dominating = [names[i] for i in dominating_tasks(shares(deciding))]
     tasks = []
@@ -109,7 +111,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
         verdict: Verdict = "no difference shown" if name in compared else "not comparable"
         if len(method.seeds) < SEEDS_FOR_VERDICTS and verdict != "not comparable":
             verdict = "too few seeds"
-        elif interval["p_holm"] < ALPHA:
+        elif interval["p_holm"] < ALPHA:  # false for a task that is not compared, whose p-value is NaN
             verdict = "helped" if interval["delta"] > 0 else "hurt"
         joint = against.mean(name, "joint")
         cause = cause_if_hurt(
@@ -145,6 +147,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
         )
     comparable = [t for t in tasks if t.task in compared]
     change, change_joint = (f(method, against, compared).mean(0) for f in (differences, differences_joint))
+    # With one metric for all tasks, the means are in its own units, as in the columns of the tasks.
     if alike := one_unit(comparable):
         change, change_joint = (np.array([getattr(t, k) for t in comparable]) for k in ("delta", "delta_joint"))
     worst = compared[int(change.argmin())] if compared else ""
@@ -183,6 +186,7 @@ def _intervals(method: Method, against: Method, names: Sequence[str]) -> dict[st
         return {}
     scores = [(method.scores(name), against.scores(name)) for name in names]
     classes = [classes_of_examples([method, against], name) for name in names]
+    # If each example is right or wrong, all differences of a few examples may be 0 by chance; see `paired_intervals`.
     bounded = [
         of is None and (against.runs[0].tasks[name].metric == "accuracy" or bool(np.isin(pair, (0, 1)).all()))
         for name, of, pair in zip(names, classes, scores, strict=True)
@@ -249,6 +253,8 @@ def cause_if_hurt(
         tasks dominate" is appended to the first three if it applies.
     """
     rose, fell = bool((change_of_loss > 0).all()), bool((change_of_loss < 0).all())
+    # A lower training loss with a worse test score is overfitting, whenever training ended. A loss that did not fall
+    # may be due to the selected step and not to sharing, so that is ruled out first.
     if fell:
         name = "generalisation gap"
     elif near is False:

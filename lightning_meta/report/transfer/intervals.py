@@ -96,7 +96,7 @@ def paired_intervals(
     between_examples, df_examples = (np.array([getattr(t, k) for t in tables]) for k in ("examples", "df_examples"))
     residual, df_residual = (np.array([getattr(t, k) for t in tables]) for k in ("residual", "df_residual"))
     common, spent = np.zeros(len(tables)), 0.0
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # a task without a variance divides by 0; `known` leaves it out
         terms = [(between_examples, df_examples)]
         largest = between_examples
         if seeds > 1:
@@ -105,13 +105,16 @@ def paired_intervals(
             sizes = np.array([d.shape[1] for d in differences])
             usable = (residual > 0) & np.isfinite(own)
             if usable.sum() >= FEW:
+                # In units of the residual standard deviation, a seed has an effect of the same size on all tasks.
                 means = np.stack([d.mean(1) for d in differences], 1)[:, usable] / np.sqrt(residual[usable])
                 variance, rest = without_common(means)
                 spent, common[usable] = FOR_SEEDS, variance * (residual * sizes / count)[usable]
+                # A mean square between seeds is n times the variance of the seeds' means.
                 own[usable] = (sizes * residual)[usable] * rest
                 own, df_seeds = moderated(own, residual, sizes, seeds)
             terms += [(own, df_seeds), (residual, df_residual)]
             largest = np.maximum.reduce([own + between_examples - residual, own, between_examples, residual])
+        # Satterthwaite's degrees of freedom, with all three mean squares in the denominator whichever is the largest.
         df_own = largest**2 / sum(m**2 / k for m, k in terms)
         if seeds > 1 and seeds * len(tables) == 2:
             df_own = np.ones_like(df_own)  # one variance from two numbers: Satterthwaite's approximation is too hopeful
@@ -123,12 +126,14 @@ def paired_intervals(
         centre = np.array([t.centre for t in tables])
         p = np.where(known, 2 * stdtr(df, -np.abs(centre) / error), 1.0)
         half = np.where(known, stdtrit(df, (1 + LEVEL) / 2) * error, np.nan)
+        # A verdict must hold for any effect of the seeds on all tasks together, up to its confidence limit.
         beyond = np.abs(centre) - (stdtrit(seeds - 1, 1 - spent / 2) * np.sqrt(common) if spent else 0.0)
         p_own = np.where(known, 2 * stdtr(df_own, -np.maximum(beyond, 0) / np.sqrt(variance_own)), 1.0)
     low, high = centre - half, centre + half
     clip = np.array(bounded, dtype=bool)
     low, high = np.where(clip, np.maximum(low, -1), low), np.where(clip, np.minimum(high, 1), high)
     delta = np.array([d.mean() for d in differences])
+    # Bonferroni: the limit has spent a part of the error. A verdict also needs a task's own interval that excludes 0.
     corrected = np.maximum(p, np.minimum(spent + holm(p_own), 1))
     return Intervals(delta, low, high, np.where(known, df, np.nan), p, corrected)
 
