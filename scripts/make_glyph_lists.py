@@ -121,7 +121,7 @@ def deal(members: dict[str, Counter[str]]) -> dict[str, Split]:
     for base, scripts in sorted(members.items(), key=lambda item: (-item[1].total(), item[0])):
 
         def need(split: Split, scripts: Counter[str] = scripts) -> float:
-            """How far the split is from its share in these scripts, in characters and in bases."""
+            """The distance of the split from its share in these scripts, in characters and in bases."""
             share, (characters, letters) = SHARES[SPLITS.index(split)], held[split]
             return sum(
                 (n / scripts.total()) * (2 - characters[s] / total[s] / share - letters[s] / bases[s] / share)

@@ -84,7 +84,7 @@ FAMILIES = (
 
 
 def family(cls: type[lm.MetaModule]) -> str:
-    """What a meta-learner shares, for the map, and how it predicts if that is unusual."""
+    """The part that a meta-learner shares, for the map, and how it predicts if that is unusual."""
     if cls.uses_query_set:
         return FAMILIES[3]
     if issubclass(cls, lm.CNP | lm.InContextTransformer):

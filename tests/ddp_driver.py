@@ -51,7 +51,7 @@ def data(**options: Any) -> EpisodicDataModule:
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
-    """No Adam: it blows the rounding of a gradient that should be zero up to the size of its steps."""
+    """SGD, since Adam turns the rounding error of a gradient that should be zero into a step of full size."""
     return torch.optim.SGD(parameters, 0.05, momentum=0.9)
 
 
@@ -74,7 +74,7 @@ def modules() -> dict[str, MetaModule]:
 
 
 class Seen(Callback):
-    """Which training tasks this rank was given."""
+    """Records the training tasks of this rank."""
 
     def __init__(self) -> None:
         self.tasks: list[list[int]] = []

@@ -19,7 +19,7 @@ from tests.ddp_driver import Tiny, modules, trainer
 
 
 def evaluated(world: int, folder: Path) -> dict[str, Any]:
-    """What each rank learns of the scores."""
+    """The scores that each rank receives."""
     module = modules()["protonet"]
     strategy: dict[str, Any] = {"devices": world, "strategy": "ddp" if world > 1 else "auto", "accelerator": "cpu"}
     data = lm.EpisodicDataModule(Tiny(), 3, 2, 3, test_tasks=9, evaluation_meta_batch_size=2)

@@ -19,7 +19,7 @@ class ToyTasks(Described, LightningModule):
     """Learns to shrink its output; its two tasks ask whether an output is small.
 
     Args:
-        width: Of the network.
+        width: Width of the network.
         lr: Learning rate.
         nan_at: The step at which training fails.
     """

@@ -145,7 +145,7 @@ def blocks(text: str) -> list[str]:
 
 
 def inline(text: str) -> list[str]:
-    """What stands between backticks and begins with a program."""
+    """The code spans that begin with the name of a program."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     shown = [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
     return [part for code in shown if re.match(PROGRAM, f"{code} ") for part in _parts(code)]

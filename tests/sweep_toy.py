@@ -1,4 +1,4 @@
-"""What stands in for `fit` where a test is about the search alone: a script that starts in a moment."""
+"""A script that replaces `fit` in tests of the search alone, as it starts at once."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def started(
     """A sweep in a process of its own, whose trials run the script of `stand_in`, if there is one.
 
     Args:
-        options: Of the command.
+        options: Options of the command.
         changed: Other values of the constants of the modules, such as `GRACE`.
-        before: What the process does first.
+        before: Function that the process calls first.
     """
     process = _CONTEXT.Process(target=_sweep, args=(options, str(Path.cwd()), before, changed or {}))
     process.start()
@@ -86,7 +86,7 @@ def started(
 
 
 def ended(process: BaseProcess) -> int | None:
-    """Its exit status."""
+    """Wait for the end of a process, and return its exit status."""
     process.join(LIMIT)
     return process.exitcode
 

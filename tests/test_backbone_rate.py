@@ -118,7 +118,7 @@ def test_a_rate_that_is_a_tensor_is_multiplied_for_the_backbone_alone() -> None:
 
 
 def test_without_a_factor_the_optimizer_gets_the_parameters_themselves() -> None:
-    """So that a factory that looks at them, or names them, works as with any other module."""
+    """A factory that inspects or names the parameters works as with any other module."""
     given: list[Any] = []
 
     def optimizer(parameters: Any) -> torch.optim.Optimizer:

@@ -23,7 +23,7 @@ CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - set(LADDERS) - set(PARTS))
 
 
 def data_of(config: Path) -> str:
-    """Where the docstring of a configuration's source says that its data comes from."""
+    """The origin of the data, according to the docstring of the source of a configuration."""
     (name,) = re.findall(r"lightning_meta\.sources\.(\w+)", config.read_text())
     return at_a_glance(getattr(sources, name))["From"]
 

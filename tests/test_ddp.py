@@ -21,7 +21,7 @@ EVALUATED = ["protonet", "maml"]
 
 
 class Ran(NamedTuple):
-    """What `tests/ddp_driver.py` left: what each rank noted, and the run directories."""
+    """The output of `tests/ddp_driver.py`: the records of each rank, and the run directories."""
 
     folder: Path
     ranks: list[dict[str, Any]]

@@ -244,7 +244,7 @@ def test_a_docstring_fills_a_row_of_the_readme(cls: type) -> None:
 
 @pytest.mark.parametrize("method", [*META, *MULTI_TASK], ids=lambda method: method.__name__)
 def test_help_lists_and_explains_every_option(method: type, capsys: pytest.CaptureFixture[str]) -> None:
-    """Those of the bases as well, which a constructor takes as `**options`."""
+    """Options of the base classes, which a constructor takes as `**options`, are included."""
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--model.help", public_path(method)])
     text = " ".join(capsys.readouterr().out.split())

@@ -83,7 +83,7 @@ def climb(*options: str) -> int:
 
 
 def in_this_process(trained: list[str]) -> Callable[..., None]:
-    """What trains runs here and notes their titles, in the place of `run_in_processes`."""
+    """A replacement of `run_in_processes` that trains runs in this process and records their titles."""
 
     def train(
         runs: Sequence[tuple[str, PlannedRun]],

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    """Of the one run in a folder, after its 8 steps."""
+    """The weights of the only run in a folder, after 8 steps."""
     (run,) = (folder / "runs" / "tiny").iterdir()
     last = read_checkpoint(run / "checkpoints" / "last.ckpt")
     assert last["global_step"] == 8
@@ -35,7 +35,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 def lines(output: str) -> list[str]:
-    """What was said in the voice of the command line."""
+    """The lines of an output that begin like messages of the command."""
     return [line for line in output.splitlines() if line.startswith(("lightning-meta:", "stopped in step"))]
 
 

@@ -706,7 +706,7 @@ def as_without(epochs: int = 3, /, **options: Any) -> Flag:
 
 
 def counts(batches: int, validations: int, steps: int, **options: Any) -> Flag:
-    """So many training batches, validations and steps of the optimiser."""
+    """A check of the numbers of training batches, validations and optimiser steps."""
 
     def check(family: Family, folder: Path) -> str:
         trained, validated = At("on_train_batch_end", _nothing), At("on_validation_epoch_end", _nothing)

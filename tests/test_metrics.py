@@ -313,7 +313,7 @@ def test_a_class_of_torchmetrics_or_ones_own_is_a_metric(
 
 
 def test_many_examples_are_left_out_in_groups() -> None:
-    """By class, and their values vary as those of single examples do."""
+    """The groups are within classes, and their values vary as those of single examples do."""
     n, calls = 1000, 0
     generator = torch.Generator().manual_seed(0)
     y = (torch.rand(n, generator=generator) < 0.03).long()
@@ -361,7 +361,7 @@ def test_a_class_that_has_no_value_without_an_example_has_no_interval() -> None:
 
 
 class Fails(Gain):
-    """It cannot be computed."""
+    """A metric that cannot be computed."""
 
     def compute(self) -> Tensor:
         raise RuntimeError("no\nway")
@@ -404,7 +404,7 @@ def test_torchmetrics_auroc_is_that_of_the_name() -> None:
 
 
 class Unsaid(Metric):
-    """It does not say which way it points."""
+    """A metric that does not say whether higher is better."""
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_a_model_of_version_0_1_predicts_what_it_did(name: str) -> None:
 
 @pytest.mark.parametrize("name", STORED)
 def test_a_configuration_of_version_0_1_is_read(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """As `fit` wrote it: classes by their paths of then, every option with its value of then."""
+    """The files were written by `fit` of that version, with its class paths and the values of all options."""
     file = FOLDER / f"{name}.yaml"
     with pytest.raises(SystemExit) as done:
         main(["fit", "--config", str(file), "--print_config"])

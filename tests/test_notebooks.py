@@ -14,7 +14,7 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 
 def shown(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the cells of a notebook print, run in a folder."""
+    """The output of the cells of a notebook, run in a folder."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     nbclient, nbformat = (pytest.importorskip(name, reason="needs the extra dev") for name in ("nbclient", "nbformat"))
     notebook = nbformat.read(ROOT / "docs" / "notebooks" / f"{name}.ipynb", as_version=4)

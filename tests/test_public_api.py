@@ -105,7 +105,7 @@ def test_packages_of_methods_offer_their_public_names_as_before(room: ModuleType
 
 @pytest.mark.parametrize("make", [*methods.META.values(), *methods.MULTI_TASK.values()])
 def test_a_method_remembers_every_argument_by_name(make: Callable[..., Any]) -> None:
-    """Also those that it passes on to its bases, so that a checkpoint says what a later version may change."""
+    """Arguments of base classes are included, since a later version may change their defaults."""
     module = make()
     described = describe(module)["init_args"]
     family = [c for c in type(module).__mro__ if c.__module__.startswith("lightning_meta.") and "__init__" in vars(c)]

@@ -35,14 +35,14 @@ class Width(Enum):
 
 
 class Scale:
-    """No network, and no dataclass."""
+    """A class that is neither a network nor a dataclass."""
 
     def __init__(self, factor: float = 2.0) -> None:
         self.factor = factor
 
 
 class Net(nn.Module):
-    """With a class among its arguments, as networks of timm have; it stores none of them."""
+    """A network with a class among its arguments, like those of timm; it does not store them."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Net(nn.Module):
 
 
 def small_net(width: int = 4, act: type[nn.Module] = nn.ReLU, body: nn.Module | None = None) -> nn.Module:
-    """As `torchvision.models.resnet18` is."""
+    """A function that returns a network, like `torchvision.models.resnet18`."""
     called.append("small_net")
     return nn.Sequential(body or nn.Identity(), Net(width, act))
 
@@ -76,11 +76,11 @@ def negative(x: float) -> float:
 
 class Outer:
     class Inner(Net):
-        """In a class."""
+        """A network defined in a class."""
 
     @classmethod
     def make(cls, width: int = 4) -> nn.Module:
-        """Which nobody can describe, as no function but a method made it."""
+        """Make a network that cannot be described, since a method and not a function makes it."""
         return cls.Inner(width)
 
 
@@ -202,7 +202,7 @@ def test_a_network_that_a_function_made_is_made_by_it_again() -> None:
 
 
 class Defaults(lm.Described, nn.Module):
-    """Its defaults have no path; left out, they are there again."""
+    """A network whose defaults have no import path; a rebuilt one uses them again."""
 
     def __init__(self, f: Callable[[float], float] = lambda x: x + 1, act: nn.Module = nn.ReLU()) -> None:  # noqa: B008
         super().__init__()

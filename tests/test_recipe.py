@@ -130,7 +130,7 @@ def test_a_method_a_weighting_and_their_rows_are_all_that_it_takes(tmp_path: Pat
     package, rows = tmp_path / "lightning_meta", tmp_path / "tests" / "methods.py"
 
     def add_config(method: str, like: str, name: str, own: str) -> None:
-        """That of another method without its own option."""
+        """Write the configuration of another method without its own option."""
         text = (ROOT / "configs" / f"{like}_glyphs.yaml").read_text().replace(f"configs/{like}", f"configs/{name}")
         text = re.sub(
             rf"    {own}: .*\n", "", re.sub(r"lightning_meta\.[A-Z]\w+", f"lightning_meta.{method}", text, count=1)

@@ -90,7 +90,7 @@ def test_a_rate_that_lightning_does_not_use_is_told(tmp_path: Path, caplog: pyte
 
 
 def test_a_checkpoint_that_does_not_name_defaults_is_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Those of earlier versions name only what was given."""
+    """Checkpoints of earlier versions name only the options that were given."""
     train(torch.optim.Adam, tmp_path, 1)
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     for name in ("optimizer", "lr_scheduler"):

@@ -65,7 +65,7 @@ def states() -> list[str]:
 
 
 def assert_whole(space: dict[str, Any], count: int, killed: list[str]) -> None:
-    """That there are as many trials as asked for, each with its values, and each run once but for those killed."""
+    """Check that all trials are there with their values, and that each ran once, except those killed."""
     assert states() == ["complete"] * count
     assert all(row[name] for row in table() for name in (RATE, SEED))
     if space["method"] == "grid":

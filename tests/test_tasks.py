@@ -267,7 +267,7 @@ def test_tasks_that_have_no_episodes_say_so() -> None:
 
 
 def plain(value: object) -> object:
-    """By way of text, where tuples become lists."""
+    """The description as JSON, in which tuples become lists."""
     return json.loads(json.dumps(describe(value)))
 
 

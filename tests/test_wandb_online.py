@@ -88,7 +88,7 @@ def fit(service: Service, *options: str, env: Mapping[str, str] = PATIENT) -> An
 
 
 def ended(process: Any, status: int = 0) -> str:
-    """What a process said on stderr; it ends with a status."""
+    """The stderr of a process that ends with a given status."""
     try:
         _, err = process.communicate(timeout=LIMIT)
     finally:

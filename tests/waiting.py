@@ -33,7 +33,7 @@ def wait_for(condition: Callable[[], Any], process: Any = None) -> None:
 
 
 class TooSlow(BaseException):
-    """Not an `Exception`, which a library might catch as one of its own."""
+    """A timeout that is not an `Exception`, which a library might catch."""
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def _items(items: Any) -> dict[str, Any]:
 
 
 class Stored:
-    """What wandb stored of a run: the run's record, its configuration, its history, its summary and its files."""
+    """The data of a run stored by wandb: its record, configuration, history, summary and files."""
 
     def __init__(self, folder: Path) -> None:
         found = records(folder)

@@ -24,7 +24,7 @@ State = Literal["up", "down", "error", "deaf", "hang"]
 
 @dataclass
 class Page:
-    """What the service knows of a run; `first` is how it was asked to make it."""
+    """The state of a run in the service; `first` is the request that created it."""
 
     first: dict[str, Any]
     config: dict[str, Any] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Service:
 
     @property
     def env(self) -> dict[str, str]:
-        """What wandb must be told; it sends each second, and tries again as often."""
+        """The settings of wandb: it sends every second, and retries as often."""
         url = {"WANDB_BASE_URL": f"http://127.0.0.1:{self._port}", "WANDB_API_KEY": "x" * 40, "WANDB_MODE": "online"}
         often = ("TRANSMIT_INTERVAL", "RETRY_WAIT_MIN_SECONDS", "RETRY_WAIT_MAX_SECONDS")
         return {**url, **{f"WANDB_X_FILE_STREAM_{name}": "1" for name in often}}

@@ -13,7 +13,7 @@ class Pair(NamedTuple):
     Attributes:
         name: Name of the method.
         peer: Library and name of the method there.
-        differs: How the work differs; empty if it does not: both sides must then compute the same numbers.
+        differs: Difference of the work; empty if there is none: both sides must then compute the same numbers.
         options: Options of the method.
         tasks: Numbers of evaluation tasks for which the two sides are timed.
     """

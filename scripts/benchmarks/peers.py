@@ -60,7 +60,7 @@ class Peer:
         outputs: Query predictions of task t.
         targets: Query targets of each task.
         loss: The loss of a task.
-        parameters: What a step trains.
+        parameters: Parameters that a step trains.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class Setting:
         shots: Support examples K per class, or per task in regression.
         queries: Query examples Q per class, or per task in regression.
         tasks: Number of tasks.
-        sha256: What identifies them, see `episodes.py`; "" if nobody has drawn them yet.
+        sha256: Hash of the tasks, see `episodes.py`; "" if they have not been drawn yet.
         ways: Classes N per task; 0 in regression.
     """
 

@@ -120,7 +120,7 @@ def train(
     Args:
         module: The module with initial weights.
         domain: The domain.
-        source: Its source.
+        source: Source of the domain.
         training: Options of training tasks.
         stored: Folder of the run directory.
         steps: Number of training steps, with evenly spaced validations.

@@ -49,7 +49,7 @@ class Outcome:
 
     @property
     def interval(self) -> str:
-        """What the interval is over."""
+        """The source of variation that the interval covers."""
         if len(self.values) != 1:
             return "seeds" if self.values else ""
         return "test tasks" if self.records[0].over_tasks else "none: one seed, named tasks"

@@ -120,7 +120,7 @@ def read_records(file: Path) -> list[Record]:
     """Read the records of a file; empty if it does not exist.
 
     Raises:
-        UserError: It has other columns.
+        UserError: The file has other columns.
     """
     return read_lines(file, Record)
 
@@ -134,7 +134,7 @@ def read_lines(file: Path, kind: type[Line]) -> list[Line]:
     """Read the lines of a CSV file as instances of a dataclass of strings; empty if it does not exist.
 
     Raises:
-        UserError: It has other columns.
+        UserError: The file has other columns.
     """
     if not file.is_file():
         return []

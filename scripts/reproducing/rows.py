@@ -66,7 +66,7 @@ class Row:
         needs: Files in that folder that cannot be downloaded automatically.
         deviations: Differences from the publication.
         comparable: Whether the published figures used the same protocol and network.
-        shortened: How the training is shortened; such a row is not judged.
+        shortened: Description of a shortened training; such a row is not judged.
     """
 
     table: str

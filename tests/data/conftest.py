@@ -32,7 +32,7 @@ def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Pa
 
 
 class Answer(NamedTuple):
-    """What the server says to one request."""
+    """The answer of the server to one request."""
 
     body: bytes
     status: int = 200

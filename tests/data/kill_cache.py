@@ -65,7 +65,7 @@ def forked(build: Callable[[], Cached]) -> int:
 
 
 def ended(pid: int) -> tuple[str, float]:
-    """How a process ended, and its seconds of CPU time."""
+    """How a process ended ("killed", "ended" or "failed"), and its CPU time in seconds."""
     _, status, used = os.wait4(pid, 0)
     how = "killed" if os.WIFSIGNALED(status) else {0: "ended"}.get(os.waitstatus_to_exitcode(status), "failed")
     return how, used.ru_utime + used.ru_stime

@@ -34,7 +34,7 @@ def keys(count: int = 12, start: int = 0) -> Tensor:
 
 
 def draws(key: int, padding: int, jitter: float) -> tuple[int, int, bool, tuple[float, float, float]]:
-    """What the documentation says of an image's numbers, from the bits of its key."""
+    """The random numbers of an image as documented, from the bits of its key."""
     words = [word % 2**64 for word in bits(torch.tensor(key), 6).tolist()]
     down, right = ((word >> 33) * (2 * padding + 1) >> 31 for word in words[:2])
     brightness, contrast, saturation = (1 + jitter * (2 * (word >> 40) / 2**24 - 1) for word in words[3:])

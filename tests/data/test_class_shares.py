@@ -88,7 +88,7 @@ def test_a_task_is_the_same_alone_and_in_any_company() -> None:
 
 
 def test_support_sets_are_those_of_balanced_tasks() -> None:
-    """So that both can be compared task by task."""
+    """Balanced and unbalanced tasks can be compared one by one."""
     balanced = episodes(large(), SHAPE._replace(dirichlet=None)).__getitems__(range(4))
     drawn = episodes(large(), SHAPE).__getitems__(range(4))
     assert torch.equal(balanced.support.x, drawn.support.x)

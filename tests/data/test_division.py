@@ -10,7 +10,7 @@ from lightning_meta.sources.division import divide, divided, merged
 
 
 def numbered(sizes: list[int], names: str, first: int = 0) -> Pool:
-    """Each example is a number of its own."""
+    """A pool whose examples are consecutive numbers."""
     x = torch.arange(first, first + sum(sizes)).view(-1, 1)
     return Pool(x, torch.tensor(sizes), tuple(names), tuple(name.upper() for name in names))
 

@@ -316,8 +316,8 @@ def check_no_leak(pools: dict[Split, Pool], tasks: int, rotated: bool, identical
     them. Two tasks of each meta-batch are looked at image by image, turned ones turned back.
 
     Args:
-        pools: Of the splits.
-        tasks: How many are drawn.
+        pools: Pools of the splits.
+        tasks: Number of tasks to draw.
         rotated: Whether quarter-turns are classes, too.
         identical: Images that the data set itself holds in a training and in a held-out class.
         at_once: Tasks in a meta-batch.

@@ -96,7 +96,7 @@ def classes(folder: Path, count: int, images: int = 1) -> Path:
 
 
 def few_shot(folder: Path, **options: Any) -> list[int]:
-    """How many classes each split has for tasks."""
+    """The number of classes in each split."""
     of_source = {name: options.pop(name) for name in ("least_classes", "fractions") if name in options}
     source = ImageFolder(folder, image_size=4, channels=1, **of_source)
     EpisodicDataModule(source, val_tasks=1, test_tasks=1, **options).setup("fit")

@@ -38,7 +38,7 @@ def numbers(batches: Iterable[Episode]) -> list[list[int]]:
 
 
 def epoch(number: int) -> list[list[int]]:
-    """What one process trains on in an epoch."""
+    """The numbers of the tasks in each batch of an epoch, in one process."""
     return [list(range(b * T, b * T + T)) for b in range(number * B, number * B + B)]
 
 

@@ -25,7 +25,7 @@ def table(data_folder: Path) -> np.ndarray:
 
 
 def rows_of(table: np.ndarray, source: Parkinsons, split: Split) -> dict[str, list[int]]:
-    """Which rows of the file are in a split, by task: found by their standardised measures."""
+    """The rows of the file in a split, by task; they are found by their standardised measures."""
     train = np.array([of == "train" for of in reference_split(table)])
     z = (table[:, 6:] - table[train, 6:].mean(0)) / table[train, 6:].std(0)
     data, found = source.sets()[split], {}
@@ -69,7 +69,7 @@ def test_the_42_subjects(table: np.ndarray) -> None:
 
 @pytest.mark.data
 def test_a_session_lies_in_one_split(table: np.ndarray) -> None:
-    """On the real data: two recordings of a person in different splits are a day or more apart."""
+    """In the real data, two recordings of a person in different splits are a day or more apart."""
     source = Parkinsons()
     time = {}
     for split in SPLITS:

@@ -119,7 +119,7 @@ def whole_run(data: LightningDataModule, features: int, folder: Path) -> tuple[s
 
 
 def mapped(x: Tensor) -> bool:
-    """Whether the tensor's memory is that of a file of the cache."""
+    """Whether the memory of a tensor is mapped from a file of the cache."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         first, last = (int(end, 16) for end in line.split()[0].split("-"))
         if first <= x.data_ptr() < last:

@@ -70,7 +70,7 @@ def inputs(source: Table, split: Split) -> Tensor:
 
 
 def rows_of(source: Table, split: Split, rows: Rows) -> list[int]:
-    """Which rows of the file are in a split, told by one more feature: the row's number, back from standard units."""
+    """The rows of the file in a split; an additional feature holds the number of the row, in standard units."""
     x = inputs(source, split)[:, -1].double()
     everything = torch.cat([inputs(source, s)[:, -1].double() for s in SPLITS])
     low, high = everything.min(), everything.max()

@@ -35,7 +35,7 @@ def write(path: Path, rows: Rows) -> Path:
 
 
 def split_by(source: Table, rows: Rows, column: str) -> dict[Any, set[str]]:
-    """In which splits the rows of each value of a column are."""
+    """The splits that contain rows with each value of a column."""
     found = defaultdict(set)
     for row, split in zip(rows, source._split_of.tolist(), strict=True):
         found[row[column]].add(split)
@@ -156,7 +156,7 @@ def test_a_division_of_the_user_s_that_separates_twins_is_told(
 
 
 def test_other_targets_that_are_left_out_are_no_features(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the targets are narrowed, the others must be named; what is a feature by default is told."""
+    """Targets that are not used must be named, or they become features; the log lists the features."""
     rows = [{"a": i * 7 % 60, "b": i * 3 % 60, "y1": i * 0.5, "y2": i * 0.7} for i in range(60)]
     path = write(tmp_path / "t.csv", rows)
     leaky = lm.MultiTaskDataModule(Table(path, {"y1": None}), seed=0)

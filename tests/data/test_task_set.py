@@ -82,7 +82,7 @@ def test_what_all_tasks_have_in_common_is_moved_once() -> None:
 
 
 def test_what_all_tasks_have_in_common_is_pinned_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As before each copy to a GPU; without a GPU nothing can be pinned."""
+    """Batches are pinned before each copy to a GPU; pinning is simulated here, as it needs a GPU."""
     pinned: list[torch.Tensor] = []
 
     def pin(x: torch.Tensor) -> torch.Tensor:

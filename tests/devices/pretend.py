@@ -28,7 +28,7 @@ INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 
 
 class NotHere(RuntimeError):
-    """What an accelerator would have refused."""
+    """An operation that an accelerator would refuse."""
 
 
 class Elsewhere(Tensor):
@@ -129,13 +129,13 @@ class _Constants(TorchFunctionMode):
 
 @contextmanager
 def accelerator() -> Iterator[torch.device]:
-    """Within the context there is one."""
+    """A context in which there is an accelerator."""
     with _Constants(), _Moves():
         yield DEVICE
 
 
 class Card(CPUAccelerator):
-    """It as Lightning sees it."""
+    """The accelerator as Lightning sees it."""
 
     def setup_device(self, device: torch.device) -> None:
         assert device == DEVICE

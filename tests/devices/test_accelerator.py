@@ -89,7 +89,7 @@ class _Where(L.Callback):
 
 
 def results(name: str, place: Place | None) -> tuple[dict[str, float], Any, Any, str]:
-    """What a short training leads to: test figures, the report, predictions, and the data's fingerprint."""
+    """The results of a short training: test metrics, the report, predictions and the fingerprint of the data."""
     make, kind = MODULES[name]
     data = {**EPISODES, **MULTI_TASK}[kind](pool_on=place or "cpu")
     torch.manual_seed(0)

@@ -38,7 +38,7 @@ class ManyClasses(Source):
 
 @pytest.fixture(autouse=True)
 def _new_objects_alone() -> Iterator[None]:
-    """What earlier tests left is not looked through after every batch."""
+    """Freeze the objects of earlier tests, so that they are not searched after every batch."""
     gc.collect()
     gc.freeze()
     yield
@@ -58,7 +58,7 @@ def held() -> int:
 
 
 class Held(L.Callback):
-    """What is held after each batch, when its own tensors are gone."""
+    """Records the memory in use after each batch, when the tensors of the batch have been freed."""
 
     def __init__(self) -> None:
         self.bytes: list[int] = []

@@ -19,7 +19,7 @@ from tests.devices.pretend import Elsewhere, accelerator, trainer
 
 
 class Fails(lm.ProtoNet):
-    """Its loss is NaN in one step."""
+    """A module whose loss is NaN in one step."""
 
     def __init__(self, at: int) -> None:
         super().__init__(MLP(256, (8,)))

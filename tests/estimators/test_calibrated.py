@@ -93,7 +93,7 @@ def test_sets_are_the_labels_that_are_probable_enough() -> None:
 
 
 def test_probabilities_and_abstention_follow_the_labels_of_calibration() -> None:
-    """For each target: the temperature by scipy, and a threshold by numpy that a fifth of such rows stay below."""
+    """The temperature is that of scipy; the threshold is a quantile by numpy, below which a fifth of the rows lie."""
     x, _, y = rows(0, 80)
     classifier = lm.estimators.MultiTaskClassifier(**SMALL).fit(x, y)
     with pytest.raises(UserError, match=r"abstain: call calibrate\(X, y\) first"):
@@ -132,7 +132,7 @@ def test_a_threshold_is_a_probability(name: str, threshold: Any) -> None:
 
 @pytest.mark.parametrize("name", ["FewShotClassifier", "MultiTaskClassifier"])
 def test_as_many_rows_as_was_asked_for_are_abstained_from(name: str) -> None:
-    """Of new rows, at most α on average over calibrations, and at least α − 1 / (n + 1)."""
+    """The share of new rows is at most α on average over calibrations, and at least α − 1 / (n + 1)."""
     draw = np.random.default_rng(0)
     centres, shares = draw.normal(size=(3, 4)), []
 

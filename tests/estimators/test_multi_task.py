@@ -49,7 +49,7 @@ def labels(count: int = 120) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def test_linear_regression_of_what_is_labelled() -> None:
-    """Where the method is linear, each target is scikit-learn's regression on the rows that have it."""
+    """A linear method gives scikit-learn's regression of each target on the rows that have it."""
     x, y = rows()
     own = MultiTaskRegressor("Linear").fit(x, y)
     for column, target in zip(own.predict(x).T, y.T, strict=True):

@@ -114,7 +114,7 @@ def test_a_gradient_of_exactly_zero_has_a_finite_meta_gradient() -> None:
 
 @pytest.mark.parametrize("beta2", [0.999, 0.99999])
 def test_adam_without_bias_steps_by_the_rate_in_float32(beta2: float) -> None:
-    """Of a constant gradient the moments without bias are g and g², at every step."""
+    """For a constant gradient g, the bias-corrected moments are g and g² in every step."""
     parameters = {"p": torch.zeros(3)}
     gradients, optimizer = {"p": torch.tensor([1.0, -2.0, 0.5])}, InnerAdam(beta2=beta2)
     state = optimizer.init(parameters)

@@ -125,7 +125,7 @@ def test_the_order_of_examples_and_of_classes_does_not_matter() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("spread", [0.0, 1e-12, 1e-8, 1e-6, 1e-4])
 def test_features_that_are_almost_equal_give_a_finite_optimum(dtype: torch.dtype, spread: float) -> None:
-    """As a network gives them before it is trained; residuals are lost in rounding soon."""
+    """An untrained network has such features; rounding errors soon exceed the residuals."""
     for seed in range(20):
         x, y = support(3, 2, 2, 8, 1, seed)
         x = normalize(torch.ones(8).double() + spread * x, dim=-1)

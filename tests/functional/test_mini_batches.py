@@ -14,7 +14,7 @@ from lightning_meta.functional.mini_batches import content_keys, mini_batches
 
 
 def numbers(examples: Examples, size: int, count: int) -> Tensor:
-    """Which examples come, one after the other; their targets are their numbers."""
+    """The numbers of the drawn examples in order; the target of an example is its number."""
     return torch.cat([batch.y for batch in mini_batches(examples, size, count)])
 
 

@@ -25,7 +25,7 @@ def _defaults() -> Iterator[None]:
 
 @pytest.fixture(params=[pytest.param(True, marks=since_2_9, id="torch 2.9"), pytest.param(False, id="torch 2.6")])
 def _release(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of switching; that of older releases works in newer ones, too."""
+    """Both interfaces for switching TF32; that of older releases of torch also works in newer ones."""
     monkeypatch.setattr(tf32, "_BY_OPERATION", request.param)
 
 

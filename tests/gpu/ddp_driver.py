@@ -35,7 +35,7 @@ class Shared(DDPStrategy):
         super().__init__(parallel_devices=[device, device], process_group_backend="gloo")
 
     def setup_distributed(self) -> None:
-        """Without `device_id`, by which torch would set up its own backend for CUDA."""
+        """Set up the group without `device_id`, with which torch would create its own backend for CUDA."""
         self.set_world_ranks()
         environment = self.cluster_environment
         assert environment is not None

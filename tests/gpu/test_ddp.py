@@ -24,7 +24,7 @@ CASES = [  # in CI, the CPU in one precision: its processes take long to start
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ranks]:
-    """What each rank of a run found; every run is made once."""
+    """The records of each rank of a run; every run is made once."""
     made: dict[str, Ranks] = {}
 
     def run(mode: str, where: str, precision: str) -> Ranks:

@@ -30,7 +30,7 @@ class Pictures(Source):
     """8 classes; pixels are multiples of 1/256, which every precision holds.
 
     Args:
-        shape: Of an image.
+        shape: Shape of an image.
         alike: Whether images are noise around a picture of their class; else they are noise.
     """
 
@@ -111,7 +111,7 @@ def error(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def error_on_cpu(name: str, card: torch.device) -> float:
-    """Of float32 where there is no TF32: the larger of both ways to visit tasks, whose rounding differs."""
+    """The error of float32 without TF32: the larger one of `loop` and `vmap`, which round differently."""
     return max(error(gradients(name, CPU, strategy=way), reference(name, card)) for way in ("loop", "vmap"))
 
 
@@ -136,7 +136,7 @@ def test_mini_imagenets_meta_gradient_is_as_good_as_float32_on_a_cpu(card: torch
 @pytest.mark.parametrize("where", [pytest.param("cuda", marks=on_card)])
 @pytest.mark.parametrize("asked", ["option", "torch"])
 def test_tf32_is_used_where_it_is_asked_for_and_shows(where: str, asked: str) -> None:
-    """Where this fails, the tests above cannot: the card has no TF32, or the request is not honoured."""
+    """If this fails, the tests above prove nothing: the card has no TF32, or the request has no effect."""
     device = torch.device(where, 0)
     if not has_tf32(device):
         pytest.skip("this card has no TF32")

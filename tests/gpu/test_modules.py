@@ -30,7 +30,7 @@ PLACES: tuple[Place, ...] = ("cpu", "accelerator")
 
 
 def results(name: str, device: torch.device, place: Place) -> tuple[dict[str, float], Any, Any]:
-    """What a short training leads to: test figures, the report, and predictions."""
+    """The results of a short training: test metrics, the report and predictions."""
     make, kind = MODULES[name]
     data = {**EPISODES, **MULTI_TASK}[kind](pool_on=place)
     torch.manual_seed(0)

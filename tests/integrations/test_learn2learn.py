@@ -46,7 +46,7 @@ def drawing(dataset: Any) -> list[Any]:
 
 
 def tasksets(leak: bool = False, also: Callable[[Any], list[Any]] = lambda dataset: []) -> list[Any]:
-    """As its benchmarks are made: a filtered data set a split; leaking ones draw from the whole."""
+    """Task sets like those of learn2learn's benchmarks, one per split; leaking ones draw from all classes."""
     whole = meta_dataset()
     own = [l2l.data.FilteredMetaDataset(whole, labels=list(classes)) for classes in SPLITS.values()]
     return [

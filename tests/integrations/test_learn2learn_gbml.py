@@ -49,7 +49,7 @@ class TestAdaptedTransforms(MetaModuleTests):
 
 
 def convolutions() -> nn.Module:
-    """Without running statistics, which learn2learn's clones would share."""
+    """A network without running statistics, which learn2learn's clones would share."""
     return smooth_convolutions(lambda channels: nn.BatchNorm2d(channels, track_running_stats=False))
 
 

@@ -179,7 +179,7 @@ def gradient(loss: Tensor, module: nn.Module) -> Tensor:
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Of the norm: elements alone are noisy where max-pooling and ReLU decide by rounding."""
+    """The error of all elements together; single ones are noisy, since max-pooling and ReLU decide by rounding."""
     found, expected = found.detach().double(), expected.detach().double()
     return float((found - expected).norm() / expected.norm())
 

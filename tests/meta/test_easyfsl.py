@@ -57,7 +57,7 @@ def test_pt_map_has_its_plan(shots: int) -> None:
 
 @pytest.mark.parametrize("shots", [1, 5])
 def test_bd_cspn_has_its_prototypes(shots: int) -> None:
-    """Its ε is 1. It compares queries with them that are not shifted, so accuracies agree, not logits."""
+    """In easyfsl ε is 1 and queries are not shifted, so accuracies agree, but logits do not."""
     module = lm.BDCSPN(nn.Identity(), scale=1.0, episodes=SPEC)
     right, of_theirs = [], []
     for seed in range(20):
@@ -74,7 +74,7 @@ def test_bd_cspn_has_its_prototypes(shots: int) -> None:
 
 @pytest.mark.parametrize("shots", [1, 5])
 def test_laplacian_shot_has_its_assignments(shots: int) -> None:
-    """From queries that are not shifted, as it leaves them, and in float32, which its affinities are of."""
+    """As in easyfsl, queries are not shifted, and affinities are in float32."""
     for seed in range(5):
         support, query = one_task(seed, shots)
         support, query = support._replace(x=support.x.float()), query.float()
@@ -128,7 +128,7 @@ def test_matching_networks_without_context_have_its_attention(shots: int) -> Non
 
 @pytest.mark.parametrize("shots", [1, 5])
 def test_relation_networks_have_its_scores(shots: int) -> None:
-    """With one relation module; both average the features of a class."""
+    """Both use the same relation module, and both average the features of a class."""
     torch.manual_seed(0)
     module = lm.RelationNet(nn.Flatten(), channels=4, width=3, episodes=SPEC).double().eval()
     relation = nn.Sequential(module.relation, nn.Sigmoid())

@@ -101,7 +101,7 @@ def test_an_exported_task_gives_the_same_numbers_for_any_number_of_inputs(name: 
 def test_methods_that_predict_queries_together_give_the_same_numbers_for_any_number_of_queries(
     method: Callable[..., MetaModule], width: int, tmp_path: Path
 ) -> None:
-    """In float64, since some of them amplify rounding; TIM by less than its 150 steps for the same reason."""
+    """The test uses float64 and fewer steps of TIM, since some methods amplify rounding errors."""
     torch.manual_seed(0)
     module = method(MLP(64, (width,)), episodes=replace(SPEC, classes=7)).double()
     support, query = images()

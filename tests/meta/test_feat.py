@@ -27,7 +27,7 @@ def made(**options: object) -> lm.FEAT:
 
 
 def adapted_by_hand(module: lm.FEAT, rows: list[Tensor]) -> list[Tensor]:
-    """Each row of a set, adapted to all of them."""
+    """The rows of a set, each adapted to the whole set."""
     queries, keys, values = ([part.weight @ x for x in rows] for part in (module.query, module.key, module.value))
     after = []
     for x, q in zip(rows, queries, strict=True):

@@ -47,7 +47,7 @@ def test_meta_baseline_is_the_scaled_cosine_with_class_means() -> None:
 
 @pytest.mark.parametrize("method", [lm.MetaOptNet, lm.MetaBaseline])
 def test_gradients_are_those_of_finite_differences(method: Callable[..., lm.MetricLearner]) -> None:
-    """Of the scale and of every weight of the embedding, at once."""
+    """The scale and all weights of the embedding are tested at once."""
     module, batch = made(method), episodes(VECTORS, shots=2)
     names, parameters = zip(*module.named_parameters(), strict=True)
 

@@ -155,7 +155,7 @@ def test_float16_is_refused_where_inner_gradients_would_underflow(monkeypatch: p
 
 @pytest.mark.parametrize("name", [name for name in METHODS if "loop" not in name])
 def test_four_meta_batches_accumulated_are_one_four_times_the_size(name: str) -> None:
-    """In weights; ProtoNet's and Baseline's running statistics, which no training step reads, follow four times."""
+    """The weights are the same; running statistics, which no training step reads, are updated four times."""
     if name == "Baseline":  # it normalises a meta-batch as one batch
 
         def make() -> MetaModule:

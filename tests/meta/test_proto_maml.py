@@ -23,7 +23,7 @@ def proto_maml(**options: Any) -> ProtoMAML:
 @pytest.mark.parametrize("batch_norm", ["transductive", "inductive"])
 @pytest.mark.parametrize("ways", [3, 5])
 def test_before_the_first_step_it_is_a_prototypical_network(batch_norm: Any, ways: int) -> None:
-    """For a way that it was not made with, too."""
+    """The same holds for a number of ways other than that of training."""
     module = proto_maml(batch_norm=batch_norm, test_inner_steps=0).eval()
     metric = ProtoNet(module.backbone, batch_norm=batch_norm, episodes=IMAGES).eval()
     support, query = task(episodes(EpisodeSpec("classification", (2, 8, 8), ways)), 0)
@@ -68,7 +68,7 @@ def test_the_meta_gradient_is_that_of_the_equations(options: dict[str, Any]) -> 
 
 
 def test_the_meta_gradient_is_that_of_finite_differences() -> None:
-    """Through the start of the head, which a constant start would miss."""
+    """The gradient includes that through the initial head, which a constant head would not have."""
     module, batch, h = proto_maml(inner_steps=1), episodes(IMAGES), 1e-5
     parameters = list(module.backbone.parameters())
     gradients = torch.autograd.grad(module.meta_batch_loss(batch).loss.mean(), parameters)

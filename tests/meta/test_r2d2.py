@@ -52,7 +52,7 @@ def test_the_head_is_the_ridge_regression_of_scikit_learn(shots: int, scaled: bo
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_gradients_through_the_head_are_those_of_finite_differences(scaled: bool) -> None:
-    """Of λ, α, β and every weight of the embedding, at once, along random directions."""
+    """λ, α, β and all weights of the embedding are tested at once, along random directions."""
     module = r2d2(smooth_convolutions(), episodes=IMAGES, scale_features=scaled)
     batch = episodes(IMAGES)
     parameters = list(module.parameters())

@@ -87,7 +87,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_equations(spec: EpisodeSpec)
 @pytest.mark.parametrize("spec", [IMAGES, VECTORS], ids=["maps", "vectors"])
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training mode"])
 def test_predictions_are_scores_by_running_statistics(spec: EpisodeSpec, training: bool) -> None:
-    """In a module that was left in training mode too."""
+    """The same holds for a module in training mode."""
     module = made(spec)
     with torch.no_grad():
         for norm in task_norms(module).values():
@@ -173,7 +173,7 @@ def test_a_map_that_is_not_square_has_a_channel_for_each_feature_by_default() ->
 
 @pytest.mark.parametrize("earlier", [True, False])
 def test_checkpoints_have_the_channels_of_the_version_that_wrote_them(earlier: bool, tmp_path: Path) -> None:
-    """Before the number was stored, each feature was a channel by default."""
+    """Earlier versions did not store the number; each feature was a channel by default."""
     module = lm.RelationNet(Conv4(1, 4, blocks=2), channels=64 if earlier else None, width=3)
     fitting = trainer(max_steps=1)
     fitting.fit(module, toys.pictures())

@@ -44,7 +44,7 @@ def unit_features(module: lm.RFS, x: Tensor) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("views", [1, 5])
 def test_a_task_gets_the_authors_classifier(views: int) -> None:
-    """As `meta_eval.py` of the authors fits it to the features that it scales."""
+    """The authors' `meta_eval.py` fits this classifier to scaled features."""
     module = rfs(augmentation=lm.Augmentation(4), support_views=views).eval()
     support, query = first_task(episode())
     ours = module.predict(module.adapt(support, 3), query.x).softmax(-1)

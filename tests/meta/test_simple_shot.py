@@ -51,7 +51,7 @@ def test_it_is_the_nearest_centroid_of_scikit_learn_on_centred_unit_features(sho
 
 
 def mean_feature(module: lm.SimpleShot) -> torch.Tensor:
-    """Of all training images, one at a time, in evaluation mode."""
+    """The mean feature of all training images, computed one by one in evaluation mode."""
     pool = toys.pictures().source.pools()["train"]  # type: ignore[union-attr]
     backbone = module.backbone.eval()
     with torch.no_grad():

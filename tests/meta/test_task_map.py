@@ -69,7 +69,7 @@ COMPILED = ("MAML, MLP, 2nd order", "ProtoNet, running")
 def loss_and_gradient(
     make: Make, how: TaskMap, recompute: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """In bfloat16 as by `precision=bf16-mixed`: the weights in float32."""
+    """Loss and gradient; bfloat16 is tested as `precision=bf16-mixed`, with weights in float32."""
     mixed = dtype == torch.bfloat16
     exact = torch.float32 if mixed else dtype
     module = make(exact)
@@ -151,7 +151,7 @@ def test_a_metric_learner_embeds_the_meta_batch_as_one(batch_norm: Any) -> None:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_first_inner_step_runs_the_meta_batch_as_one(recompute: bool) -> None:
-    """While the weights are those of all tasks; from then on a convolution has a group for each task."""
+    """In the first step all tasks have the same weights; later, a convolution has a group for each task."""
     module = maml("conv4", torch.float32, inner_steps=2, strategy="vmap", recompute=recompute)
     module.meta_batch_loss(episodes(IMAGES, tasks=2, dtype=torch.float32))  # the first call tries vmap
     with Convolutions() as seen:
@@ -173,7 +173,7 @@ def test_what_excludes_each_other() -> None:
 
 
 def bytes_saved(root: Any) -> int:
-    """What the nodes of a graph keep for the backward pass."""
+    """The bytes of the tensors that the nodes of a graph keep for the backward pass."""
     storages: dict[int, int] = {}
     waiting, seen = [root], set()
     while waiting:

@@ -125,7 +125,7 @@ def runner(fails_in: str = "", **options: Any) -> L.Trainer:
 
 
 def tf32_of_a_run(module: MetaModule, **options: Any) -> dict[str, set[bool]]:
-    """In which passes of training, evaluation and use TF32 was on."""
+    """Whether TF32 was on, by pass of training, evaluation and prediction."""
     Noted.seen.clear()
     before = switches()
     given, trainer = data(), runner(max_epochs=1, **options)

@@ -148,7 +148,7 @@ def test_pt_map_is_algorithm_1_of_hu_2021(shots: int, queries: int, steps: int) 
 
 
 def test_the_plan_gives_every_class_as_many_queries_even_where_they_are_of_one() -> None:
-    """Which is why it loses where they are not balanced."""
+    """For this reason PT-MAP is worse on unbalanced queries."""
     generator = torch.Generator().manual_seed(0)
     support = F.normalize(torch.eye(8, dtype=torch.float64)[:4], dim=-1)
     noise = 0.1 * torch.randn(20, 8, generator=generator, dtype=torch.float64)
@@ -283,7 +283,7 @@ def test_alpha_tim_is_adam_on_the_loss_of_veilleux_2021(shots: int, alpha: float
 
 
 def test_alpha_tim_is_tim_as_alpha_approaches_1() -> None:
-    """Its gradient has a limit there, and that vanishes where TIM's alternation converges."""
+    """The gradient of α-TIM has a limit, which vanishes at the point to which TIM's alternation converges."""
     generator = torch.Generator().manual_seed(1)
     z = F.normalize(torch.randn(20, 6, generator=generator, dtype=torch.float64), dim=-1)
     support, members, query = z[:4], torch.eye(4, dtype=torch.float64), z[4:]

@@ -95,7 +95,7 @@ def test_scores_of_a_wrong_shape_are_refused_before_training() -> None:
 
 
 def test_training_refuses_predictions_of_a_wrong_shape_and_a_loss_without_a_gradient() -> None:
-    """No validation comes first; the squared error of `(M,)` and `(M, 1)` would be that of all pairs."""
+    """Training is refused without a validation before it; the error of `(M,)` and `(M, 1)` would be over all pairs."""
 
     class Labels(ProtoNet):
         def predict(self, state: Any, x: Tensor) -> Tensor:

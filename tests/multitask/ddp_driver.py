@@ -196,7 +196,7 @@ def evaluate(world: int, folder: Path, module: MultiTaskModule, given: MultiTask
 
 
 def fit_with_running_statistics(world: int, folder: Path) -> dict[str, Any]:
-    """What the validation at the end of a training says, with statistics that follow those of the ranks' batches."""
+    """The last validation of a training whose running statistics follow the batches of all ranks."""
     found: dict[str, Any] = {}
     for kind in ("multi_head", "branches", "independent", "independent_loop"):
         module = MODULES[kind](network(Conv4), optimizer=adam)
@@ -211,7 +211,7 @@ def fit_with_running_statistics(world: int, folder: Path) -> dict[str, Any]:
 
 
 def validate(folder: Path, kind: str, state: dict[str, Tensor]) -> dict[str, float]:
-    """What one process says of given weights."""
+    """The validation of the given weights in one process."""
     module, given = MODULES[kind](network(Conv4)), few_pictures()
     given.setup("fit")
     module.tasks = given.spec

@@ -32,7 +32,7 @@ DECAYS = partial(torch.optim.AdamW, lr=0.01, weight_decay=1.0)
 
 
 class Sum(Aggregator):
-    """What `Equal` does."""
+    """An aggregator with the direction of `Equal`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ def test_an_interrupted_training_leaves_nothing_behind() -> None:
 
 
 def in_float16(weighting: Aggregator | None) -> tuple[MultiHead, list[float]]:
-    """What is trained with a scale that is too large at first, and the scale after each step."""
+    """The weights after training with an initial loss scale that is too large, and the scale after each step."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
     scales: list[float] = []
 

@@ -79,7 +79,7 @@ def untrained(method: str = "MultiHead", **options: Any) -> lm.MultiTaskModule:
 
 
 def predicted(file: Path, rows: list[dict[str, str]]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """What an exported file predicts, by task, and says of itself."""
+    """The predictions of an exported file by task, and its description."""
     if file.suffix == ".onnx":
         runtime = pytest.importorskip("onnxruntime")
         session = runtime.InferenceSession(str(file))
@@ -323,7 +323,7 @@ def test_the_command_exports_beside_predictions_and_refuses_what_it_cannot(
 
 
 def test_the_reader_reads_a_file_as_predict_table_does() -> None:
-    """With a semicolon, a comma before decimals, and a task for each row."""
+    """The file has semicolons, decimal commas and a column with the task of each row."""
     rows = [{"x": f"{i},5", "kind": "ab"[i % 2], "y": i, "who": "uv"[i // 2 % 2]} for i in range(40)]
     with Path("t.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), delimiter=";")
@@ -343,7 +343,7 @@ def test_the_reader_reads_a_file_as_predict_table_does() -> None:
 
 @pytest.mark.parametrize(("row", "what"), [("1,2,3", "more"), ("1", "fewer")])
 def test_a_row_of_another_length_than_the_header_is_refused(row: str, what: str) -> None:
-    """As where a decimal comma is read as a delimiter; the next cells would be read as other columns."""
+    """Such a row occurs if a decimal comma is read as a delimiter, which would shift the following cells."""
     rows = csv.DictReader(io.StringIO(f"area,rooms\n{row}\n"))
     with pytest.raises(
         ValueError, match=rf"row 1 \(line 2 of the file\) has {what} cells than the header has names: area, rooms"

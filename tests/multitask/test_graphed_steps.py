@@ -89,7 +89,7 @@ def test_recorded_training_and_evaluation_are_those_of_the_steps(name: str) -> N
 
 @pytest.mark.slow
 def test_networks_of_each_task_are_recorded_by_vmap() -> None:
-    """With statistics that vmap writes back."""
+    """The networks have running statistics, which are written back after vmap."""
     network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU())
     module = same(lambda **options: Independent(copy.deepcopy(network), "vmap", **options), sums)
     assert module._graphs.captured == 2
@@ -189,7 +189,7 @@ def test_a_resumed_run_continues_as_if_it_had_not_stopped(tmp_path: Path) -> Non
 
 
 def test_no_gradient_is_lost_where_predictions_are_differentiated() -> None:
-    """As to find the inputs that matter: only evaluation without gradients is recorded."""
+    """Gradients by the inputs show which inputs matter; only evaluation without gradients is recorded."""
     module = fitted(MULTI_TASK["MultiHead"], "auto", sums())
     given = sums()
     given.setup("fit")
@@ -319,7 +319,7 @@ def test_options_and_devices(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_weighting_of_losses_may_be_used_several_times_before_a_backward_pass() -> None:
-    """What it keeps stands in the same place."""
+    """The tensor that the weighting keeps stays at the same address."""
     famo, losses = weightings.FAMO(), torch.tensor([1.0, 2.0], requires_grad=True)
     famo.configure({"a": Regression(1), "b": Regression(1)})
     present = torch.ones(2, dtype=torch.bool)

@@ -66,7 +66,7 @@ def test_the_numbers_are_those_of_separate_trainings(strategy: str, network: Any
 
 
 def test_a_training_is_that_of_a_plain_loop_of_torch() -> None:
-    """No Lightning, no data module: the network, its task's batches and Adam."""
+    """The loop uses only the network, the batches of its task and Adam."""
     given = data(NAMES)
     together = train(Independent, given, 9)
     lightning.seed_everything(3, verbose=False)
@@ -151,7 +151,7 @@ def test_each_task_is_tested_with_its_own_best_weights_and_jointly() -> None:
 
 @pytest.mark.parametrize("seed", [0, 4])
 def test_the_best_checkpoint_of_a_run_holds_all_that_was_selected(seed: int, tmp_path: Path) -> None:
-    """Of tasks with the same score and a lower loss the new weights are selected, though `val/score` does not rise."""
+    """A task with the same score and a lower loss gets its new weights, although `val/score` does not rise."""
     lightning.seed_everything(seed, verbose=False)
     module = Independent(backbone(), optimizer=partial(torch.optim.SGD, lr=0.2))
     checkpoint = RunCheckpoint("val/score")
@@ -289,7 +289,7 @@ def test_a_monitored_task_is_not_taken_for_another_whose_name_ends_alike() -> No
 def test_auto_on_a_cpu_is_vmap_for_many_small_convolutions(
     network: Any, shape: tuple[int, ...], tasks: int, count: int, expected: str
 ) -> None:
-    """As measured by scripts/benchmark_independent.py."""
+    """`auto` follows the measurements of scripts/benchmark_independent.py."""
     names = [f"task_{i}" for i in range(10)]
     spec = TasksSpec(dict.fromkeys(names, Classification(2)), dict.fromkeys(names, shape), dict.fromkeys(names, 0))
     assert Independent(network(), tasks=spec)._strategy_for(tasks, count) == expected

@@ -35,8 +35,8 @@ class Planted(lm.TaskSource):
     """Three tasks of five features: the same slopes and another intercept each; the last has no validation rows.
 
     Args:
-        kind: Of the tasks.
-        apart: How far the slopes of the tasks are from each other.
+        kind: Kind of the tasks.
+        apart: Scale of the differences between the slopes of the tasks.
     """
 
     def __init__(self, kind: str = "regression", apart: float = 0.0) -> None:

@@ -101,7 +101,7 @@ def test_permuting_tasks_permutes_results(name: str) -> None:
 
 @pytest.mark.parametrize("enters", ["film", "gate", "add", "concatenate"])
 def test_permuting_tasks_permutes_what_a_conditioned_network_predicts(enters: str) -> None:
-    """With the columns of the one-hot permuted alike: they are numbered, not named."""
+    """The weights of the one-hot columns are permuted as well, since they are numbered and not named."""
     order = ("sign", "sum", "largest")
     one, other = (made(Conditioned, spec_of(names), enters=enters, at=(1,)) for names in (NAMES, order))
     places = [NAMES.index(name) for name in order]
@@ -523,7 +523,7 @@ def test_a_loaded_model_predicts_for_new_inputs(method: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize("method", [MultiHead, Independent, partial(Conditioned, enters="film", at=(1,))])
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
 def test_normalisation_is_that_of_the_batch_in_all_of_training(method: Any, strategy: str) -> None:
-    """Before and after validations, which Lightning leaves without a call of `train`."""
+    """This also holds after validations, after which Lightning does not call `train`."""
     options: dict[str, Any] = {"strategy": strategy} if method is Independent else {}
     network = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU())
     moved: list[bool] = []

@@ -127,7 +127,7 @@ class OnMaps(MTAN):
 
 
 def test_it_equals_libmtl() -> None:
-    """With its f, a residual block and pooling, in the place of ours."""
+    """The test replaces f by LibMTL's, a residual block and pooling."""
     if "torchvision" not in sys.modules:
         pytest.importorskip("torchvision", exc_type=ImportError)
     utils: Any = types.ModuleType("torchvision.models.utils")  # of an older torchvision, which LibMTL imports

@@ -65,7 +65,7 @@ def of_losses(ours: Weighting, theirs: scalar.Scalarizer, factor: float) -> floa
 
 
 def learned(ours: Weighting, parameter: str, theirs: scalar.Scalarizer, its: str, factor: float) -> float:
-    """Both values after steps of descent on the learned parameter and both gradients by the losses."""
+    """The largest difference of values and gradients while the learned parameter descends."""
     ours, theirs, worst = made(ours), theirs.double(), 0.0
     ps = getattr(ours, parameter), getattr(theirs, its)
     for losses, _ in drawn():
@@ -137,7 +137,7 @@ def revised_uncertainty() -> float:
 
 
 def mgda() -> float:
-    """How much longer our vector is than torchjd's, which Frank-Wolfe gets close to."""
+    """The excess of our squared norm over torchjd's, relative to it; Frank-Wolfe converges to the smallest norm."""
     ours, theirs, worst = made(MGDA()), jd.MGDA(epsilon=1e-7, max_iters=500), 0.0
     assert isinstance(ours, MGDA)
     for losses, gradients in islice(drawn(), 6):
@@ -148,7 +148,7 @@ def mgda() -> float:
 
 
 def cagrad() -> float:
-    """How much less the worst task improves than along torchjd's direction, and how far ours is out of the ball."""
+    """The deficit of the worst task against torchjd's direction, or the excess over the ball's radius, if larger."""
     ours, theirs, worst = made(CAGrad(0.5)), jd.CAGrad(0.5, norm_eps=1e-12), 0.0
     assert isinstance(ours, CAGrad)
     for losses, gradients in drawn():

@@ -23,18 +23,18 @@ def made(tasks: int, seed: int = 0) -> PCGrad:
 
 
 def gradients(tasks: int, seed: int) -> Tensor:
-    """Of ten parameters; with many tasks, most of them conflict with some other."""
+    """Gradients of ten parameters; with many tasks, most conflict with another one."""
     return torch.randn(tasks, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def orders_of(weighting: PCGrad, tasks: int) -> Tensor:
-    """Those of the next step."""
+    """The random orders of the next step."""
     keys = random_bits.key(weighting.key, weighting.step, torch.arange(tasks))
     return random_bits.choose(keys, tasks, tasks)
 
 
 def algorithm_1(rows: Tensor, orders: Tensor) -> Tensor:
-    """As the paper has it: the projected gradients themselves, one after the other."""
+    """Algorithm 1 of the paper, on the gradients themselves."""
     total = torch.zeros_like(rows[0])
     for i, row in enumerate(rows):
         projected = row.clone()

@@ -90,7 +90,7 @@ def test_a_class_derived_from_a_kind_stays_as_it_is() -> None:
 
 
 def test_the_first_of_many_ties_is_not_kept(tmp_path: Path) -> None:
-    """By accuracy every model that never says yes is as good; the AUROC and the loss tell them apart."""
+    """All models that never predict yes have the same accuracy; the AUROC and the loss distinguish them."""
     data = given({"a": Binary(), "b": Binary()}, {"a": above(0.06), "b": above(0.06, 1)})
     for method in (MultiHead, Independent):
         lightning.seed_everything(0, verbose=False)

@@ -37,7 +37,7 @@ SGD = partial(torch.optim.SGD, lr=0.05)
 
 
 class Sum(Aggregator):
-    """What `Equal` does."""
+    """An aggregator with the direction of `Equal`."""
 
     def __init__(self) -> None:
         super().__init__(rep_grad=True)
@@ -208,7 +208,7 @@ def test_it_trains_in_any_precision_and_the_aggregator_sees_float32(precision: s
 
 
 def in_float16(weighting: Aggregator | None) -> tuple[MultiHead, list[float]]:
-    """What is trained with a scale that is too large at first, and the scale after each step."""
+    """The weights after training with an initial loss scale that is too large, and the scale after each step."""
     scaler, scales = torch.amp.GradScaler("cpu", init_scale=2.0**22), list[float]()
 
     class Scales(Callback):

@@ -58,7 +58,7 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def predicted(run: Path, split: str, task: str) -> tuple[Any, list[Any]]:
-    """What is predicted without a calibration for the rows of a split that have the label, and these labels."""
+    """The uncalibrated predictions for the labelled rows of a split, and their labels."""
     rows = [row for row in ROWS if row["split"] == split and row[task] is not None]
     return lm.load(run).predict_table({name: [row[name] for row in rows] for name in FEATURES}), [r[task] for r in rows]
 
@@ -220,7 +220,7 @@ def test_nine_labels_that_are_all_predicted_right_do_not_make_the_model_certain(
 
 
 def test_each_row_has_the_calibration_of_its_own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a column names the task; in Python."""
+    """The task of a row is named by a column; predictions are made in Python."""
     monkeypatch.chdir(tmp_path)
     rows = [row for row in ROWS if row["price"] is not None]
     for row in rows[1::3]:

@@ -105,7 +105,7 @@ def fit(source: Table, make: Callable[[int], lm.MultiTaskModule], epochs: int = 
 
 
 def of_test(run: Path, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """What the run's test predicted for the labelled rows of a task, as the network gives it, and their targets."""
+    """The outputs of the network for the labelled rows of a task in the run's test, and their targets."""
     with np.load(run / "predictions.npz") as stored:
         of = stored["task"] == stored["names"].tolist().index(task)
         return stored["output"][of], stored["target"][of]
@@ -127,7 +127,7 @@ def test_every_method_is_tried() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_predictions_for_the_test_rows_are_those_of_the_run_s_test(method: str, tmp_path: Path) -> None:
-    """By the command, of all targets of a row, with the weights that the test used, from the features alone."""
+    """The command predicts all targets of a row from its features, with the weights that the test used."""
     rows = houses()
     run = fit(table(write(tmp_path / "houses.csv", rows)), METHODS[method], epochs=5 if method == "Independent" else 2)
     if method == "Independent":  # else the weights of each task's best are those at hand

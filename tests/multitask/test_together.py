@@ -148,7 +148,7 @@ def test_training_logs_what_a_validation_of_the_same_weights_returns() -> None:
 
 
 def test_standards_are_not_copied_to_the_device_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU the host would wait for each copy; there are two kinds of tasks here, and labels that are missing."""
+    """A copy would make the host wait for a GPU; the tasks are of two kinds, with missing labels."""
     tasks: dict[str, Task] = {f"{kind}{i}": Regression(kind) for kind in (1, 2) for i in range(3)}
     together = LossesTogether(tasks)
 

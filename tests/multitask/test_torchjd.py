@@ -71,7 +71,7 @@ def matrices(count: int, name: str = "") -> list[Tensor]:
 
 @contextmanager
 def same_draws(weighting: TorchJD) -> Iterator[None]:
-    """Those of the weighting's next step."""
+    """A context with the random draws of the next step of a weighting."""
     with seeded_generators(torch.device("cpu"), int(random_bits.key(weighting.key, weighting.step)) % 2**32):
         yield
 
@@ -251,7 +251,7 @@ def test_every_aggregator_trains_in_mixed_precision(name: str, rep_grad: bool) -
 
 
 def test_every_argument_of_torchjd_can_be_read_back() -> None:
-    """What the description of an aggregator made in Python rests on."""
+    """The description of an aggregator made in Python needs them."""
     for name in AGGREGATORS:
         aggregator = of_torchjd(name)
         missing = [p for p in inspect.signature(type(aggregator)).parameters if not hasattr(aggregator, p)]

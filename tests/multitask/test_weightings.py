@@ -303,7 +303,7 @@ def test_parity_with_torchjd() -> None:
 
 @pytest.mark.parametrize("make", [Uncertainty, IMTLL])
 def test_a_learned_weight_does_not_run_away_on_a_solved_task(make: Callable[[], Weighting]) -> None:
-    """With Adam at 0.1 the weight of a loss of 0 was infinite, and the objective NaN, at step 872."""
+    """Without a bound, Adam at rate 0.1 would make the weight infinite, and the objective NaN, in step 872."""
     weighting = configured(make(), {"solved": Regression(), "other": Regression()})
     x = torch.zeros(2, requires_grad=True)  # the first task is solved from the start
     optimizer = torch.optim.Adam([x, *weighting.parameters()], lr=0.1)

@@ -15,7 +15,7 @@ States = dict[str, dict[str, Tensor]]
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory: pytest.TempPathFactory) -> list[States]:
-    """Of one process, and of two ranks."""
+    """The states of the weightings in one process and on two ranks."""
     found = []
     for world in (1, 2):
         folder = tmp_path_factory.mktemp(f"world{world}")

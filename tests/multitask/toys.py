@@ -110,5 +110,5 @@ def train(
 
 
 def results_of(module: MultiTaskModule, given: MultiTaskDataModule) -> dict[str, float]:
-    """What a test logs."""
+    """The values that a test logs."""
     return dict(trainer().test(module, datamodule=given, verbose=False)[0])

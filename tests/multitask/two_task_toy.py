@@ -41,7 +41,7 @@ LOOKS = 1000  # steps between two looks at which starts have arrived
 
 
 def losses(x: Tensor, sizes: tuple[float, float] = (1.0, 1.0)) -> Tensor:
-    """Both losses of points.
+    """The two losses of points.
 
     Args:
         x: `(..., 2)`.
@@ -60,7 +60,7 @@ def losses(x: Tensor, sizes: tuple[float, float] = (1.0, 1.0)) -> Tensor:
 
 
 def gradients(x: Tensor, sizes: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Both losses of points `(S, 2)`, and their gradients `(S, 2, 2)`, a row for each loss."""
+    """The two losses of points `(S, 2)`, and their gradients `(S, 2, 2)`, a row for each loss."""
     copies = x.detach().unsqueeze(1).repeat(1, 2, 1).requires_grad_()  # of which each has one loss
     value = losses(copies, sizes).diagonal(dim1=1, dim2=2)
     (rows,) = torch.autograd.grad(value.sum(), copies)
@@ -68,7 +68,7 @@ def gradients(x: Tensor, sizes: tuple[float, float]) -> tuple[Tensor, Tensor]:
 
 
 def excess(x: Tensor) -> Tensor:
-    """By how much both losses of points, of size 1, could be better at once, `(S,)`: 0 on the Pareto front.
+    """The amount by which both losses of points could decrease at once, `(S,)`: 0 on the Pareto front.
 
     Args:
         x: `(S, 2)`.

@@ -19,15 +19,15 @@ CHANNELS = {1: LINE, 2: PLANE, 3: VOLUME}
 
 
 class Case(NamedTuple):
-    """A layer, and what is known of it.
+    """A layer and its properties.
 
     Attributes:
         make: A new layer.
-        shape: Of one example of its input.
+        shape: Shape of one example of its input.
         maps: Whether `vmap` can run it; else it raises a RuntimeError.
         random: Whether it draws, so that `vmap` and a loop see different numbers.
         second_order: Whether it has a second derivative.
-        tolerance: Of `vmap` against the loop.
+        tolerance: Tolerance of `vmap` against the loop.
     """
 
     make: Callable[[], nn.Module]

@@ -333,7 +333,7 @@ def test_prediction_leaves_no_trace(method: str, network: str) -> None:
 
 @pytest.mark.parametrize(("method", "network"), EVERY)
 def test_training_changes_no_parameter(method: str, network: str) -> None:
-    """Only the optimiser does. Buffers that the network changes itself may."""
+    """Only the optimiser changes weights; the network itself may change its buffers."""
     module = make(method, network)
     objects, before = identities(module), named_tensors(module)
     gradient = meta_gradient(module)

@@ -58,7 +58,7 @@ MULTI_TASK: dict[str, Callable[[nn.Module], MultiTaskModule]] = {
 
 @pytest.mark.parametrize("name", MULTI_TASK)
 def test_every_way_of_sharing_sees_normalised_images(name: str) -> None:
-    """With the same weights it predicts what the backbone alone predicts of images that were normalised before."""
+    """Its predictions are those of the backbone with the same weights for images that are already normalised."""
     ours, plain = MULTI_TASK[name](network()).eval(), MULTI_TASK[name](Conv4(3, width=4)).eval()
     with torch.no_grad():
         for to, source in zip(plain.parameters(), ours.parameters(), strict=True):

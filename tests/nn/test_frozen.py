@@ -21,7 +21,7 @@ OPTIONS: dict[str, Any] = {"log_every_n_steps": 1, "accelerator": "cpu", "enable
 
 
 def noisy(network: nn.Module) -> nn.Module:
-    """With statistics that are not those of a new layer."""
+    """The network with running statistics other than those of a new layer."""
     with torch.no_grad():
         for name, buffer in network.named_buffers():
             if buffer.is_floating_point():

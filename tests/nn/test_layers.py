@@ -50,7 +50,7 @@ class Network(nn.Module):
 
 
 def meta_gradients(case: Case, first_order: bool, exact: bool = True) -> tuple[MetaGradients, Tensor]:
-    """Of a network with the layer; and a direction for finite differences."""
+    """The meta-gradients of a network with the layer, and a direction for finite differences."""
     torch.manual_seed(0)
     network = Network(case)
     support, query = torch.randn(2, TASKS, EXAMPLES, INPUTS).double()

@@ -45,7 +45,7 @@ def dtype_of(x: Tensor) -> str:
 
 
 def few_shot(train: Tensor) -> Any:
-    """What checks inputs: those that a predictor is given."""
+    """The check of the inputs that a predictor receives."""
     shape = tuple(train.shape[1:])
     spec = EpisodeSpec("classification", shape, 2, 0, dtype_of(train), input_statistics(train))
     backbone = Conv4(3, 4, blocks=2) if len(shape) == 3 else MLP(4, (5,))

@@ -80,7 +80,7 @@ def conv_net(norm: Callable[[int], nn.Module]) -> nn.Sequential:
 
 
 def loss_after_a_step(network: nn.Module) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
-    """What MAML differentiates: the loss after a gradient step."""
+    """The loss after a gradient step, which MAML differentiates."""
     buffers = dict(network.named_buffers())
 
     def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def loss_after_a_step(network: nn.Module) -> Callable[[dict[str, Tensor], Tensor
 @pytest.mark.parametrize("outer", ["autograd", "torch.func"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_second_order_gradients_under_vmap(dtype: torch.dtype, outer: str) -> None:
-    """In float32 torch's `F.batch_norm` is off by a hundredth here, where autograd goes through `vmap(grad)`."""
+    """In float32, derivatives of torch's `F.batch_norm` through `vmap(grad)` have an error of a hundredth here."""
     ours = conv_net(TaskBatchNorm).to(dtype)
     theirs = conv_net(lambda width: nn.BatchNorm2d(width, track_running_stats=False)).double()
     x = torch.randn(3, 5, 1, 8, 8, dtype=dtype)
@@ -424,7 +424,7 @@ def test_a_layer_held_in_evaluation_mode_is_held_from_the_first_step(method: Any
 
 
 class Pictures(toys.NoisyPictures):
-    """Of 8x8."""
+    """The pictures at 8x8 pixels."""
 
     def pools(self) -> dict[Split, Pool]:
         whole = super().pools().items()

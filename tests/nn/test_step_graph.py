@@ -166,7 +166,7 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_one_line_says_why(
 
 
 def test_a_number_that_the_key_does_not_see_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
-    """It would be frozen without a word."""
+    """A captured graph would freeze the value without a warning."""
     calls = {"count": 0}
 
     class Hidden(lm.ProtoNet):
@@ -270,7 +270,7 @@ def test_on_a_cpu_there_is_nothing_to_record(caplog: pytest.LogCaptureFixture) -
 def test_a_failed_capture_leaves_stream_and_generator_as_they_were(
     ended_by_cuda: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After an error of CUDA in a capture, torch leaves neither; `tests/gpu/test_graphs.py` has this on a card."""
+    """torch restores neither after a CUDA error in a capture; `tests/gpu/test_graphs.py` tests this on a GPU."""
     before, capturing = (SimpleNamespace(device_index=0, stream_id=i) for i in range(2))
     current, pool, calls = [before], (0, 7), []
 

@@ -72,7 +72,7 @@ class Texts(Source):
 
 
 class TextTasks(TaskSource):
-    """Which of three classes a text is of, and the number of its class's token."""
+    """Two tasks: the class of a text, and the number of the token of its class."""
 
     def tasks(self) -> dict[str, Task]:
         return {"class": Classification(3), "token": Regression(1)}

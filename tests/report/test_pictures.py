@@ -32,7 +32,7 @@ class Shaped(Source):
     """Noise of a shape, in classes with names that trip matplotlib.
 
     Args:
-        shape: Of an example.
+        shape: Shape of an example.
     """
 
     def __init__(self, shape: list[int]) -> None:

@@ -188,7 +188,7 @@ def test_few_of_a_class_are_few_degrees_of_freedom(tmp_path: Path) -> None:
 
 
 def test_a_metric_of_ones_own_without_parts_has_no_interval(tmp_path: Path) -> None:
-    """Where its value without some example is not defined all scores are the metric, also over several seeds."""
+    """If the metric is undefined without some example, all scores are the metric itself, also over several seeds."""
     rng = np.random.default_rng(0)
     for method in ("alone", "together"):
         for seed in range(3):
@@ -298,7 +298,7 @@ def test_classes_are_read_off_the_targets(metric: str, targets: list[Any], outpu
 
 
 def test_classes_matter_over_seeds_as_well() -> None:
-    """Of equal classes, which vary alike, they change next to nothing."""
+    """Classes of equal size and variance hardly change the interval."""
     d = np.random.default_rng(0).normal(0.1, 1, (3, 2000)) + np.random.default_rng(1).normal(size=2000)
     halves = np.arange(2000) % 2
     one, two = (paired_intervals([d, d], [False] * 2, [c] * 2) for c in (None, halves))

@@ -75,7 +75,7 @@ def write_run(
 
 
 def write_predictions(file: Path, tasks: Mapping[str, Simulated]) -> None:
-    """Its test examples, in no particular order."""
+    """Write the test examples in random order."""
     number = np.concatenate([np.full(len(t.scores), i) for i, t in enumerate(tasks.values())])
     ids = np.concatenate([np.arange(len(t.scores)) for t in tasks.values()])
     score = np.concatenate([t.scores for t in tasks.values()]).astype(float)

@@ -29,8 +29,8 @@ def repeated(test: Callable[[], None], counts: Counter[str]) -> None:
     """Run a hypothesis test once, or again and again for `LIGHTNING_META_FUZZ_SECONDS` seconds, and print the counts.
 
     Args:
-        test: What is wrapped by `hypothesis.given`.
-        counts: What the test saw, by a short name.
+        test: Test wrapped by `hypothesis.given`.
+        counts: Number of cases of each kind that the test met.
     """
     until = time.monotonic() + SECONDS
     try:

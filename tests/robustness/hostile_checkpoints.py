@@ -23,7 +23,7 @@ def learner() -> ProtoNet:
 
 
 def content() -> dict[str, Any]:
-    """Of a sound checkpoint."""
+    """The content of a valid checkpoint."""
     module = learner()
     weights = dict(module.state_dict())
     assert NAME in weights
@@ -164,7 +164,7 @@ def twice(file: Path) -> Path:
 
 
 def behind_another(file: Path) -> Path:
-    """With bytes before it, so that two readers may look for its contents in two places."""
+    """Put bytes before the archive, so that two readers may find its contents at different places."""
     rewritten(file, lambda parts: None)
     file.write_bytes(bytes(100) + file.read_bytes())
     return file

@@ -246,7 +246,7 @@ def test_links_between_folders_are_followed_once(here: Path) -> None:
 
 
 def test_a_deep_folder(here: Path) -> None:
-    """Not deeper, so that it can be removed by those who call themselves for each level."""
+    """The folder is no deeper, so that recursive functions can remove it."""
     place = here / "f" / "/".join(["a"] * 600)
     place.mkdir(parents=True)
     picture(place / "x.png")

@@ -102,7 +102,7 @@ def test_parts_of_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_bytes_of_a_checkpoint(tmp_path: Path) -> None:
-    """Those of the archive, and those of the pickle in it."""
+    """Bytes of the archive and of the pickle in it are changed."""
     file, counts = tmp_path / "a.ckpt", Counter[str]()
     torch.save(content(), file)
     sound = file.read_bytes()

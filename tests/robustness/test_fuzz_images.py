@@ -80,7 +80,7 @@ def image(draw: random.Random, suffix: str) -> bytes:
 
 
 def exif(draw: random.Random) -> Image.Exif:
-    """What cameras note down, of every type of tag."""
+    """EXIF data with every type of tag."""
     tags = Image.Exif()
     tags.update({274: draw.randint(1, 8), 271: "maker", 282: 72.0, 306: "2020:01:01 00:00:00", 40091: b"title"})
     return tags

@@ -133,7 +133,7 @@ def test_what_torch_takes_and_training_writes_is_read() -> None:
 
 
 def test_a_file_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And again as soon as it is another one."""
+    """A file that has changed is checked again."""
     calls: list[str] = []
     test = zipfile.ZipFile.testzip
 

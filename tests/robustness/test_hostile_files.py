@@ -32,7 +32,7 @@ class Malicious:
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the test runs: a folder inside another, in which nothing may appear."""
+    """The working directory, inside a folder in which no file may appear."""
     folder = tmp_path / "outer" / "here"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)

@@ -118,7 +118,7 @@ def test_control_c_in_the_set_up_ends_at_once(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_control_c_that_is_ignored_stays_so(tmp_path: Path) -> None:
-    """As a run in the background of a script has it."""
+    """A run in the background of a script ignores it."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         assert fit(tmp_path, "apart", *sends(hook="on_test_batch_end", step=23, number=int(signal.SIGINT))) == 0

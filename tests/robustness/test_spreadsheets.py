@@ -64,7 +64,7 @@ class Answers:
 
 
 def test_no_table_that_is_written_holds_a_formula(tmp_path: Path) -> None:
-    """And all that are read again name the same tasks."""
+    """All tables that are read again have the same names of tasks."""
     tasks = {name: Simulated(np.arange(40) % 2, gradient_share=0.1) for name in NAMES}
     for method in ("=independent", "shared"):
         run = write_run(tmp_path / method / "0", tasks)

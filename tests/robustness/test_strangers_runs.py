@@ -246,7 +246,7 @@ def test_every_link_that_leads_out_of_a_run_is_found(place: str, target: str) ->
 
 
 def test_links_of_other_loggers_are_their_own() -> None:
-    """As W&B makes one to its log in the cache of the home folder."""
+    """W&B makes such a link to its log in the cache of the home folder."""
     Path("cache.log").touch()
     link = Path("runs/toy/0/wandb/offline-run-1/logs/debug-core.log")
     link.parent.mkdir(parents=True)
@@ -288,7 +288,7 @@ def test_a_run_whose_checkpoints_are_elsewhere_is_that_run(here: Path, monkeypat
 
 
 def test_links_inside_a_run_stay(capsys: pytest.CaptureFixture[str]) -> None:
-    """As W&B makes them."""
+    """W&B makes such links."""
     options = [*MODEL, "--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     assert main(["fit", *options]) == 0
     Path("runs/toy/0/wandb").mkdir()
@@ -352,7 +352,7 @@ def laughs(file: Path) -> None:
 
 
 def merges(file: Path) -> None:
-    """Each takes over the one before it twice: PyYAML itself would write down 2^30 names."""
+    """Write mappings that each merge the one before twice; PyYAML would expand 2^30 names."""
     lines = ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 31))]
     file.write_text("\n".join(lines))
 

@@ -150,7 +150,7 @@ def kill_predict(kills: int, draw: random.Random, count: Counter[str]) -> None:
 
 
 def exported() -> tuple[str, torch.Tensor]:
-    """What the exported model says of itself, and of some images."""
+    """The description of the exported model, and its predictions for some images."""
     extra = {METADATA: ""}
     program = torch.export.load("model.pt2", extra_files=extra)
     x = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
@@ -173,7 +173,7 @@ def kill_ladder(kills: int, draw: random.Random, count: Counter[str]) -> None:
 
 
 def check_ladder(folder: Path) -> None:
-    """That the report is whole, and each run."""
+    """Check that the report and each run are complete."""
     if folder.is_dir():
         check_files(folder)
     for run in (run for rung in LADDER["rungs"] for run in folder.glob(f"{rung}/*")):

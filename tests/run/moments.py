@@ -22,14 +22,14 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Length(NamedTuple):
-    """How long a whole command is: in changes to files of the working directory, and in seconds of CPU time."""
+    """The length of a whole command, in changes to files of the working directory and in seconds of CPU time."""
 
     changes: int
     seconds: float
 
 
 class Moment(NamedTuple):
-    """When to kill: before a change, counted from 1, or after some CPU time."""
+    """The moment of the kill: before a change, counted from 1, or after some CPU time."""
 
     change: int | None = None
     seconds: float | None = None
@@ -121,6 +121,6 @@ def kill_after(pid: int, seconds: float) -> None:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """What a process has used; infinite where it has ended."""
+    """The CPU time of a process; infinite if it has ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return float("inf") if fields[0] == "Z" else (int(fields[11]) + int(fields[12])) / TICKS

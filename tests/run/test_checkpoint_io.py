@@ -13,7 +13,7 @@ from lightning_meta.run.checkpoint_io import read_checkpoint
 
 
 class PressesControlC:
-    """What is pickled in the middle of a checkpoint; it stands for a user who stops just then."""
+    """An object whose pickling in the middle of a checkpoint is interrupted by Ctrl-C."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         os.kill(os.getpid(), signal.SIGINT)

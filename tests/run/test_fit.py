@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def toy(nan_at: int = -1) -> ToyModule:
-    """As in `toy.yaml`: dropout draws from the run's own stream, which begins with the weights."""
+    """The module of `toy.yaml`; its dropout draws from the random stream of the run, which begins with the weights."""
     return ToyModule(nn.Linear(5, 5), nan_at=nan_at)
 
 
@@ -70,7 +70,7 @@ def by_command(kind: str, max_steps: int = 8, resume: str | None = None) -> None
 
 
 def left(run: str | Path) -> dict[str, Any]:
-    """What a run has left, without its times and how it describes itself."""
+    """The content of the files of a run, without times and descriptions."""
     run = Path(run)
     results = json.loads((run / "results.json").read_text())
     bits: dict[str, Any] = {}
@@ -183,7 +183,7 @@ class Size(Enum):
 
 
 class Net(lm.Described, nn.Module):
-    """With a class, a member of an enumeration and functions among its arguments."""
+    """A network with a class, a member of an enumeration and functions among its arguments."""
 
     def __init__(
         self,

@@ -187,7 +187,7 @@ def test_early_stopping_is_remembered(tmp_path: Path) -> None:
 
 
 def test_results_go_as_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They tell of checkpoints that are about to be replaced."""
+    """The results belong to checkpoints that are about to be replaced."""
     options = [*SCHEDULES["apart"], "--trainer.log_every_n_steps=1"]
     whole = run_in(tmp_path / "whole", [*options, "--trainer.max_steps=27"])
     run = run_in(tmp_path / "run", [*options, "--trainer.max_steps=15"])
@@ -208,7 +208,7 @@ def _interrupted(module: ToyModule, batch: Any, batch_idx: int) -> None:
 
 
 def test_a_run_has_its_results_once_all_else_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those who go on where a run is unfinished, as a ladder and a search do, ask for `results.json`."""
+    """A ladder and a search continue a run that has no `results.json`."""
 
     def interrupted(*args: Any) -> None:
         raise KeyboardInterrupt

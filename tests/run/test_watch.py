@@ -37,7 +37,7 @@ def test_the_first_rank_ends_after_those_that_it_started(tmp_path: Path) -> None
 
 
 def test_a_rank_whose_connection_is_gone_waits_for_the_end_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the one to say who died, and a loaded machine may take its time to end a process."""
+    """The other rank reports which rank died, and a loaded machine may take a while to end a process."""
     parents = iter([1, *[1] * 10])
     monkeypatch.setattr(os, "getppid", lambda: next(parents, 2))
     with watching(1, []) as watch:

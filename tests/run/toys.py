@@ -74,7 +74,7 @@ class ToyModule(Described, LightningModule):
 
     Args:
         backbone: The network.
-        optimizer: How it learns.
+        optimizer: The optimizer.
         nan_at: The step whose loss is NaN.
     """
 

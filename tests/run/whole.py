@@ -1,4 +1,4 @@
-"""What must hold of a run directory at any moment: every file is whole, and what they say agrees."""
+"""Checks of a run directory that must pass at any moment: every file is complete, and the files agree."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 
 
 def check_files(folder: Path) -> None:
-    """That every file parses, and that temporary ones do not pile up."""
+    """Check that every file can be parsed, and that temporary files do not accumulate."""
     staged: Counter[tuple[Path, str]] = Counter()
     for file in folder.rglob("*"):
         if not file.is_file():
@@ -61,7 +61,7 @@ def check_files(folder: Path) -> None:
 
 
 def check_run(run: Path, monitor: str) -> None:
-    """That configuration, table, checkpoints and results of a run tell of the same training."""
+    """Check that configuration, table, checkpoints and results belong to the same training."""
     check_files(run)
     last, best = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
     if not last.is_file():
@@ -91,7 +91,7 @@ def check_run(run: Path, monitor: str) -> None:
 
 
 def _check_options(reached: dict[str, Any], config: dict[str, Any], ended: bool) -> None:
-    """That the options in a checkpoint are those that it was trained with, and at the end those of `config.yaml`."""
+    """Check that a checkpoint has the options it was trained with, and at the end those of `config.yaml`."""
     record = reached[KEY]
     model = record["options"]["model"]["init_args"]
     if "optimizer" in model:  # of the toy, whose rate falls by a tenth every 7 steps
@@ -105,7 +105,7 @@ def _check_options(reached: dict[str, Any], config: dict[str, Any], ended: bool)
 
 
 def _check_best(best: dict[str, Any], rows: list[dict[str, str]], monitor: str) -> None:
-    """That it was the best when it was written, since a change of what the scores mean."""
+    """Check that it was the best one when written, since the last change of the meaning of scores."""
     counted, since = best["quiet_moment"]["rows"], max([0, *(r["step"] for r in best[KEY]["resumes"])])
     scores = [float(row[monitor]) for row in rows[:counted] if row.get(monitor) and int(row["step"]) >= since]
     (state,) = [state for name, state in best["callbacks"].items() if name.startswith("RunCheckpoint")]

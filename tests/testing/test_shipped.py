@@ -57,14 +57,14 @@ class TestPCGrad(MultiTaskModuleTests):
 
 
 class TestFAMO(MultiTaskModuleTests):
-    """It looks at the batch again after the step."""
+    """A weighting that computes the losses of the batch again after the step."""
 
     def make(self) -> MultiTaskModule:
         return MultiHead(MLP(4, (8, 8)), head_hidden=(8,), weighting=FAMO())
 
 
 class TestDBMTL(MultiTaskModuleTests):
-    """Its state has the size of the gradients."""
+    """A weighting whose state has the size of the gradients."""
 
     def make(self) -> MultiTaskModule:
         return MultiHead(MLP(4, (8, 8)), weighting=DBMTL())

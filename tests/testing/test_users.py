@@ -124,7 +124,7 @@ class Detached(Right):
 
 
 class Forgets(Right):
-    """What it has learned is no parameter and no buffer."""
+    """A method whose learned values are neither parameters nor buffers."""
 
     steps = 0
 
@@ -137,7 +137,7 @@ class Forgets(Right):
 
 
 class Mixes(Right):
-    """It remembers the task before."""
+    """A method that remembers the previous task."""
 
     last: Tensor | None = None
 
@@ -190,7 +190,7 @@ class Counts(nn.Module):
 
 
 class Cuts(nn.Module):
-    """No second derivatives."""
+    """A network that cuts off second derivatives."""
 
     def __init__(self) -> None:
         super().__init__()
