@@ -681,7 +681,7 @@ def _trained(family: Family, folder: Path, **options: Any) -> tuple[dict[str, Te
 
 
 def trains(**options: Any) -> Flag:
-    """It trains, validates, tests and predicts, and every weight that training moves without the flag has moved."""
+    """A check that all stages run, and that training moves the same weights as without the flag."""
 
     def check(family: Family, folder: Path) -> str:
         start, found = _trained(family, folder, **options)

@@ -48,7 +48,7 @@ KINDS = pytest.mark.parametrize("kind", CASES)
 
 
 def reference_losses(kind: str, outputs: Tensor, targets: Tensor) -> Tensor:
-    """One example after the other, by torch's own criteria."""
+    """The losses of the examples, one by one, by torch's own criteria."""
     if kind == "classification":
         return torch.stack([nn.CrossEntropyLoss()(o[None], t[None]) for o, t in zip(outputs, targets, strict=True)])
     if kind in ("binary", "multilabel"):

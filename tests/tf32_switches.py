@@ -18,7 +18,7 @@ since_2_9 = pytest.mark.skipif(not BY_OPERATION, reason="torch 2.9 has a switch 
 
 
 def switches() -> dict[str, Any]:
-    """All of them as they stand."""
+    """The current state of all switches."""
     if not BY_OPERATION:
         return {"cudnn": cudnn.allow_tf32, "products": torch.backends.cuda.matmul.allow_tf32}
     owners = {"conv": cudnn.conv, "rnn": cudnn.rnn, "cudnn": cudnn, "products": torch.backends.cuda.matmul}

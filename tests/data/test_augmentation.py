@@ -42,7 +42,7 @@ def draws(key: int, padding: int, jitter: float) -> tuple[int, int, bool, tuple[
 
 
 def in_numpy(image: np.ndarray[Any, Any], key: int, padding: int, flip: bool, jitter: float) -> np.ndarray[Any, Any]:
-    """One image, step by step."""
+    """The augmentation of one image in NumPy, step by step."""
     down, right, mirrored, (brightness, contrast, saturation) = draws(key, padding, jitter)
     _, height, width = image.shape
     x = np.pad(image.astype(np.float64) / 255, ((0, 0), (padding, padding), (padding, padding)))

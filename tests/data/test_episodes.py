@@ -301,7 +301,7 @@ def test_too_few_examples_name_the_split_the_class_and_the_counts() -> None:
 
 
 def hashes(images: Tensor) -> list[bytes]:
-    """One hash an image, of `(M, C, H, W)`."""
+    """The hash of each image of `(M, C, H, W)`."""
     return [hashlib.blake2b(image.numpy().data, digest_size=16).digest() for image in images.contiguous()]
 
 

@@ -72,7 +72,7 @@ def test_every_script_is_in_every_split(characters: list[Character], script: str
 
 @pytest.mark.parametrize("face", FACES)
 def test_every_face_draws_every_character(characters: list[Character], face: str) -> None:
-    """None is a missing-glyph box, and the check in `read_outlines` would say so."""
+    """No character is drawn as a missing-glyph box, which `read_outlines` would refuse."""
     assert {c.code for c in characters} <= charmap(face)
     with pytest.raises(UserError, match=r"no glyph for U\+4E00"):
         read_outlines(face, [0x41, 0x4E00])

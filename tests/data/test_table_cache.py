@@ -74,7 +74,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def results(source: Table, caplog: pytest.LogCaptureFixture) -> tuple[list[Any], list[torch.Tensor]]:
-    """All that a source returns and says."""
+    """The tasks, sets and warnings of a source."""
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="lightning_meta"):
         source.prepare()

@@ -259,7 +259,7 @@ def test_what_a_table_says_of_targets_and_features(tmp_path: Path, caplog: pytes
 
 
 def test_few_such_numbers_are_categories_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """They may be meant as text, unlike those of a file in which no option would help."""
+    """With few different values, numbers with commas may be meant as text, so there is only a warning."""
     options: Any = {"targets": {"y": "regression"}, "delimiter": ";"}
     table = Table(comma_table(tmp_path, x=["0,5", "2,5"] * 100), **options)
     assert table.input_names == ["w", "x=0,5", "x=2,5"]

@@ -24,7 +24,7 @@ TASKS, EXAMPLES, SIZE = 4, 5, 6
 
 
 class Noisy(nn.Module):
-    """Two layers with something random between them."""
+    """Two layers with a random function between them."""
 
     def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ Partition = list[list[int]]
 
 
 def partitions(tasks: int) -> Iterator[Partition]:
-    """All of them, each once."""
+    """All partitions of the tasks, each once."""
     if tasks == 0:
         yield []
         return

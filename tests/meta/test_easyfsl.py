@@ -86,7 +86,7 @@ def test_laplacian_shot_has_its_assignments(shots: int) -> None:
 
 @pytest.mark.parametrize("shots", [1, 5])
 def test_feat_has_its_prototypes(shots: int) -> None:
-    """It adds no biases to queries, keys and values either; its scores are distances, not squared."""
+    """Both add no biases to queries, keys and values; easyfsl's scores are distances, ours squared distances."""
     from easyfsl.modules import MultiHeadAttention
 
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ def test_feat_has_its_prototypes(shots: int) -> None:
 
 @pytest.mark.parametrize("shots", [1, 5])
 def test_matching_networks_without_context_have_its_attention(shots: int) -> None:
-    """It leaves queries at their length and adds 1e-6 to probabilities: here they are of length 1."""
+    """easyfsl does not normalise queries, which have length 1 here, and adds 1e-6 to probabilities."""
 
     class NoContext(nn.Module):
         def forward(self, x: Tensor, state: object = None) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,7 @@ def test_relation_networks_have_its_scores(shots: int) -> None:
 
 @pytest.mark.parametrize("shots", [1, 5])
 def test_simple_shot_has_its_scores(shots: int) -> None:
-    """It compares by the cosine, which orders classes as distances do where prototypes have length 1: at 1 shot."""
+    """easyfsl uses cosines, which order classes like distances if prototypes have length 1, as with one shot."""
     torch.manual_seed(0)
     module = lm.SimpleShot(nn.Flatten(), episodes=SPEC).double()
     agreed = []
@@ -159,7 +159,7 @@ def test_simple_shot_has_its_scores(shots: int) -> None:
 
 @pytest.mark.parametrize("shots", [1, 5])
 def test_tim_classifies_as_well(shots: int) -> None:
-    """Another classifier (cosines) and descent in place of alternation: accuracies agree, not probabilities."""
+    """easyfsl uses cosines and gradient descent instead of alternation, so only accuracies agree."""
     module = lm.TIM(nn.Identity(), episodes=SPEC)
     right, of_theirs = [], []
     for seed in range(20):

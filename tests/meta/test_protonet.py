@@ -75,7 +75,7 @@ def logits_of(module: ProtoNet, support: Tensor, labels: Tensor, query: Tensor, 
 
 
 def oracle_logits(module: ProtoNet, support: Examples, x: Tensor, ways: int, training: bool) -> Tensor:
-    """Who normalises what, by the documented names."""
+    """Logits with the documented normalisation for each value of `batch_norm`."""
     if module.batch_norm == "running" and training:
         together, _ = embed(module, torch.cat([support.x, x]))
         zs, zq = together[: len(support.x)], together[len(support.x) :]

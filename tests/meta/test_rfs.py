@@ -73,7 +73,7 @@ def test_views_are_augmentations_of_each_image_with_its_label() -> None:
 
 
 def test_views_depend_on_the_image_alone() -> None:
-    """Neither on its class's number nor on what else is in the support set; and the images are left as they were."""
+    """Views do not depend on the number of the class or on other support images, and images are not changed."""
     module = rfs(augmentation=lm.Augmentation(4), support_views=3)
     support, _ = first_task(episode())
     before = support.x.clone()
@@ -169,7 +169,7 @@ def test_a_student_learns_labels_and_predictions_in_equal_shares(teacher: Path) 
 
 @pytest.mark.slow
 def test_a_student_does_without_its_teacher_once_it_is_trained(teacher: Path, tmp_path: Path) -> None:
-    """Its checkpoint holds no weights of the teacher; it loads, predicts and teaches in turn after that is gone."""
+    """Its checkpoint has no weights of the teacher; without the teacher it can be loaded, predict and teach."""
     copy = tmp_path / "teacher"
     shutil.copytree(teacher, copy)
     first = trained(tmp_path, "first", module=small(teacher=str(copy)))

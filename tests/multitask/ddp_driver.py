@@ -71,7 +71,7 @@ def pictures() -> Given:
 
 
 def few_pictures() -> MultiTaskDataModule:
-    """One example of `few` a batch, which only one rank has; three batches of evaluation, so unequally many a rank."""
+    """Pictures of which a batch has one example of `few`, on one rank only, and an odd number of evaluation batches."""
     few = pictures()
     train = few.sets()["train"]
     one = {name: torch.arange(1 if name == "few" else n) for name, n in train.counts.items()}

@@ -441,7 +441,7 @@ def test_other_tasks_than_it_was_made_for_are_refused() -> None:
 
 
 def test_a_task_without_validation_labels_is_left_out_of_the_mean(tmp_path: Path) -> None:
-    """It trains and is tested all the same; what is unknown is NaN, and empty or null in the files."""
+    """The task is still trained and tested; its unknown scores are NaN, and empty or null in the files."""
     from lightning_meta.run import RunLogger
 
     sets = Toys().sets()
@@ -578,7 +578,7 @@ def test_a_row_of_the_log_holds_the_tasks_of_its_batch_alone(tmp_path: Path) -> 
 
 
 class Restless(nn.Module):
-    """It counts its passes, and draws in evaluation too."""
+    """A layer that counts its passes, and draws random numbers in evaluation as well."""
 
     def __init__(self) -> None:
         super().__init__()

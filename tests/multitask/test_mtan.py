@@ -159,7 +159,7 @@ def test_it_equals_libmtl() -> None:
 
 
 def test_pictures_are_attended_to() -> None:
-    """One task for each colour channel: both are learned from one convolutional backbone."""
+    """Two tasks, one per colour channel, are learned from one convolutional backbone."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(2, (64, 2), generator=generator)
     x = (255 * y[:, :, None, None] * torch.rand(64, 2, 16, 16, generator=generator)).byte()

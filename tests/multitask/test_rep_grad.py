@@ -283,7 +283,7 @@ def test_where_there_is_nothing_to_differentiate_by_it_is_refused(method: Any, g
 
 
 def test_stems_are_refused() -> None:
-    """They lie below the features, so nothing would reach them; with one task as well."""
+    """Stems lie below the features, so they would get no gradient; the same holds with one task."""
     stems = {name: MLP(4, (4,)) for name in NAMES}
     with pytest.raises(UserError, match="each stem belongs to one task; leave rep_grad out"):
         train(MultiHead, DATA["missing labels"](), 1, weighting=PCGrad(rep_grad=True), stems=stems)

@@ -63,7 +63,7 @@ class Noisy(Toys):
 def test_best_steps_are_those_of_the_whole_training_also_in_a_later_test(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another task decides which checkpoint is kept, early."""
+    """The checkpoint is chosen early, by another task."""
     monkeypatch.chdir(tmp_path)
     module = MultiHead(MLP(4, (12, 12)), optimizer=partial(torch.optim.Adam, lr=0.03))
     options: dict[str, Any] = {"max_steps": 60, "accelerator": "cpu", "enable_progress_bar": False}

@@ -188,7 +188,7 @@ def test_rows_of_tasks_in_a_column_are_predicted_by_their_own_task(method: str, 
 
 
 def test_the_checkpoint_holds_the_encoder_as_plain_data(tmp_path: Path) -> None:
-    """It is what scikit-learn learns on the training rows, and new rows of any kind of file become the same inputs."""
+    """The encoder equals scikit-learn's on the training rows, and encodes new rows of any file type alike."""
     rows = houses()
     run = fit(table(write(tmp_path / "houses.csv", rows)), METHODS["MultiHead"], epochs=1)
     stored = read_checkpoint(run / "checkpoints" / "best.ckpt")["lightning_meta"]["init_args"]["tasks"]["init_args"]

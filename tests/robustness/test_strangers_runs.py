@@ -47,7 +47,7 @@ sys.addaudithook(_hear)  # there is no way to take it out
 
 @pytest.fixture
 def quiet() -> Iterator[None]:
-    """Nothing is started or connected to meanwhile."""
+    """A test during which no process is started and no connection is opened."""
     global heard
     heard = []
     try:

@@ -56,7 +56,7 @@ def kill_at(event: int) -> None:
 
 
 def attempt(command: list[str], event: int | None, delay: float | None) -> int | None:
-    """One process that runs a command of the command line; its exit status, or None where it was killed."""
+    """Run a command in a new process, and return its exit status, or None if it was killed."""
     pid = os.fork()
     if pid == 0:
         if event is not None:
