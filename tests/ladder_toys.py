@@ -87,7 +87,7 @@ class ToyTasks(Described, LightningModule):
 
 
 class WideToyTasks(ToyTasks):
-    """The same by another name."""
+    """`ToyTasks` under another name."""
 
 
 __all__ = ["ToyLoader", "ToyTasks", "WideToyTasks"]

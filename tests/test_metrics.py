@@ -184,7 +184,7 @@ def test_what_examples_add_to_the_auroc_are_delongs_placements() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [pair for pair in EVERY if pair[1] != "r2"])
 def test_what_examples_add_is_how_the_metric_changes_with_them(kind: str, name: str) -> None:
-    """Against the jackknife, which leaves each example out: the two agree as M grows."""
+    """The scores approach those of the jackknife, which leaves out each example, as M grows."""
     task, outputs, targets, value = case_of(kind, name)
     rows = torch.arange(M)
     left_out = np.array([task.evaluate(outputs[rows != j], targets[rows != j]) for j in range(M)])
@@ -245,7 +245,7 @@ def test_r2_of_few_examples_is_not_known() -> None:
 
 
 class Gain(Metric):
-    """Yes among what is called most likely: the share of labels that are 1 among the upper half."""
+    """The share of labels that are 1 among the upper half of the scores."""
 
     higher_is_better = True
 

@@ -126,7 +126,7 @@ def launched(folder: Path, command: str) -> int:
 
 
 class Parsed(MetaCLI):
-    """The options alone."""
+    """The command line of `fit`, which only parses the options."""
 
     def instantiate_classes(self) -> None:
         """Make nothing."""

@@ -398,7 +398,7 @@ def test_the_end_of_the_time_leaves_what_can_be_resumed(tiny: list[Row], tmp_pat
     stored = Stored(tmp_path, long, 1)
 
     class OnceTrained(float):
-        """A time that is over when a checkpoint has steps in it."""
+        """A deadline that has passed once a checkpoint contains training steps."""
 
         def __lt__(self, now: float) -> bool:
             return stored.share > 0

@@ -23,7 +23,7 @@ PER_CLASS = 3  # images of each of the 100 classes in the toy archive, one of th
 
 
 class Malicious:
-    """Runs a command when it is unpickled without care."""
+    """An object that runs a command when it is unpickled by `pickle.load`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -22,7 +22,7 @@ def pool() -> Pool:
 
 
 def images_of(pool: Pool, name: str) -> torch.Tensor:
-    """Found by walking through the classes."""
+    """The images of a class, found by walking through all classes."""
     first = 0
     for size, other in zip(pool.sizes.tolist(), pool.names, strict=True):
         if other == name:

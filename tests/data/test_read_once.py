@@ -234,7 +234,7 @@ def test_a_file_without_the_hashes_of_tasks_is_made_anew(folder: Path, caplog: p
 
 
 def test_classes_of_groups_that_take_turns_are_brought_together(cache: Path, tmp_path: Path) -> None:
-    """Then, and only then, the examples are copied."""
+    """Only in this case are the examples copied."""
     for name, grey in (("a", 10), ("m/x", 20), ("m/y", 30), ("z", 40)):
         for i in range(3):
             file = tmp_path / "images" / name / f"{i}.png"

@@ -69,7 +69,7 @@ def maml(inputs: int) -> lm.MAML:
 
 
 def test_episodes_are_the_rows_of_one_task_standardised_by_the_training_tasks(tmp_path: Path) -> None:
-    """Against the rows as they were written, by numpy alone."""
+    """The expected episodes are computed from the written rows with NumPy alone."""
     rows = table()
     source = machines(write(tmp_path / "t.csv", rows))
     data = episodic(source, seed=0)

@@ -83,7 +83,7 @@ def assert_consistent(data: TaskSet, batch: TaskBatch) -> None:
 
 
 def assert_equal(batch: TaskBatch, expected: TaskBatch) -> None:
-    """All parts are equal, with the types of `rows`."""
+    """Assert that all parts of two batches are equal, including the type of `rows`."""
     assert isinstance(batch.inputs, Tensor)
     assert isinstance(expected.inputs, Tensor)
     assert torch.equal(batch.inputs, expected.inputs)

@@ -113,13 +113,13 @@ def pixels(file: Path, size: int | None = None, invert: bool = False) -> np.ndar
 
 
 def scores(data: lm.EpisodicDataModule) -> list[float]:
-    """What a prototypical network on pixels reaches in each test task."""
+    """The score of a prototypical network on pixels in each test task."""
     (found,) = lm.evaluate(lm.ProtoNet(nn.Flatten()), data)
     return [row["score"] for row in found.per_task]
 
 
 def by_hand(file: Path, read: Callable[[str, str], np.ndarray]) -> list[float]:
-    """The same by NumPy, of the rows of a list."""
+    """The scores of the tasks in a list, by NumPy."""
     tasks: dict[str, dict[str, list[tuple[str, np.ndarray]]]] = {}
     for task, part, name, example in rows_of(file):
         sets = tasks.setdefault(task, {"support": [], "query": []})
@@ -356,7 +356,7 @@ def test_no_list_is_written_that_would_be_too_large_to_read(tmp_path: Path, monk
 
 
 def test_the_hash_of_the_test_split_is_that_of_the_list_too(tmp_path: Path) -> None:
-    """A resumed run compares it."""
+    """A resumed run compares this hash."""
     divisions: list[dict[Split, str]] = []
     for rows in (None, GOOD, [*GOOD[:3], (0, "query", "test 1", 4)]):
         file = None if rows is None else write_rows(tmp_path / f"{len(divisions)}.csv", rows)

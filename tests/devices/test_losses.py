@@ -81,7 +81,7 @@ def test_weights_of_a_loss_that_was_not_finite_are_not_stored(tmp_path: Path) ->
 
 
 def test_an_ordinary_step_reads_nothing_from_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every reading waits until the accelerator has done all that it was told."""
+    """Reading a value waits until the accelerator has finished all its work."""
     reads: list[str] = []
     dispatch = Elsewhere.__torch_dispatch__.__func__  # type: ignore[attr-defined]
 

@@ -107,7 +107,7 @@ def test_running_statistics_are_taken_over(tmp_path: Path) -> None:
 
 
 def refusal(learner: nn.Module, module: MAML, path: Path) -> str:
-    """The message, after which the module is as it was."""
+    """The message of the error, after which the module is unchanged."""
     torch.save(learner.state_dict(), path)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with pytest.raises(UserError) as caught:

@@ -48,7 +48,7 @@ def episodic(source: Source | TaskGenerator, **options: Any) -> EpisodicDataModu
 
 
 def made(source: Source | TaskGenerator) -> tuple[lm.CNP, EpisodicDataModule, Episode]:
-    """A small one in float64, its data, and a meta-batch."""
+    """A small CNP in float64, its data, and a meta-batch."""
     data = episodic(source)
     data.setup("fit")
     assert data.spec is not None

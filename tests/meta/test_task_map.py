@@ -108,7 +108,7 @@ def cases() -> Iterator[object]:
 
 @pytest.mark.parametrize(("method", "way", "dtype"), list(cases()))
 def test_every_way_is_the_loop(method: str, way: str, dtype: torch.dtype, measured: list[str]) -> None:
-    """Against the loop in the same precision; in bfloat16, which rounds differently in each kernel, both against
+    """The reference is the loop in the same precision; for bfloat16, whose kernels round differently, the loop in
     float32."""
     make, (how, recompute) = METHODS[method], WAYS[way]
     reference = torch.float32 if dtype == torch.bfloat16 else dtype

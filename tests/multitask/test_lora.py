@@ -25,7 +25,7 @@ def of_shape(*shape: int) -> TasksSpec:
 
 
 def draw(module: Any) -> None:
-    """Updates that are not 0."""
+    """Replace the updates, which start at 0, by random values."""
     generator = torch.Generator().manual_seed(2)
     for parameter in module.updates.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

@@ -77,7 +77,7 @@ def test_rare_labels_are_selected_by_the_auroc(
 
 
 class Odd(Binary):
-    """A user's own."""
+    """A custom task derived from `Binary`."""
 
     def __init__(self, offset: float) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ def test_the_floor_of_a_class_is_as_far_below_the_mean_as_the_targets_are_above(
 
 
 class Gain(Metric):
-    """Good where it is small, which its name does not say."""
+    """A metric for which lower is better, although its name does not say so."""
 
     higher_is_better = False
     total: Tensor
@@ -318,7 +318,7 @@ def test_a_class_that_warns_of_constants_or_fails_on_them_fits_without_a_word() 
 
 
 def test_a_task_at_its_floor_is_named_where_the_best_validation_has_it(caplog: pytest.LogCaptureFixture) -> None:
-    """A task that is bad at first, and then learns, is not."""
+    """A task that is bad at first and then learns is not named."""
     with caplog.at_level(logging.WARNING, "lightning_meta"):
         targets: dict[str, Any] = {"t": lambda x, s: x[:, :1] + (10 if s == "val" else 0)}
         module = train(MultiHead, given({"t": Regression(1)}, targets), 60)

@@ -49,7 +49,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, which a test may change, in the working directory."""
+    """A copy of the trained run in the working directory, which a test may change."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     config = tmp_path / "runs" / "run" / "0" / "config.yaml"
     config.write_text(config.read_text().replace(str(trained), str(tmp_path)))

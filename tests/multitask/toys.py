@@ -82,7 +82,7 @@ def backbone() -> MLP:
 
 
 def trainer(steps: int = 15, folder: Path | None = None, **options: Any) -> lightning.Trainer:
-    """A quiet one."""
+    """A Trainer without output."""
     quiet: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,

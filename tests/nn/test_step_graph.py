@@ -96,7 +96,7 @@ def test_random_layers_draw_anew_and_buffers_change_in_every_step() -> None:
 
 
 def test_evaluation_that_changes_a_buffer_is_not_recorded() -> None:
-    """A played step changes it without a trace, so nobody would put it back."""
+    """A replay changes the buffer without a new version number, so it would not be restored."""
     network = Dropping().eval()
     graphs = recorded(lm.ProtoNet(MLP(4, (3,)), graph="auto"))._graphs
     for passes in range(1, 4):
@@ -192,7 +192,7 @@ class Stores(nn.Linear):
 
 
 def test_a_tensor_in_an_attribute_is_noticed() -> None:
-    """A replay would leave that of the capture there."""
+    """A replay would leave the tensor of the capture in the attribute."""
     graphs, network, x = recorded(lm.ProtoNet(MLP(4, (3,)), graph="auto"))._graphs, Stores(4, 3), torch.ones(2, 4)
     for _ in range(3):
         graphs.loss(lambda x: (network(x).square().mean(), None), network, x)

@@ -82,7 +82,7 @@ def influences(task: Task, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor) ->
 @pytest.mark.parametrize("examples", [50, 100])
 @pytest.mark.parametrize("metric", ["auroc", "average_precision", "f1", "balanced_accuracy"])
 def test_intervals_cover_the_truth_where_labels_are_rare(metric: str, examples: int) -> None:
-    """Six in a hundred; where there is one of a class there is no interval."""
+    """Six in a hundred labels are yes; with a single example of a class there is no interval."""
     task, generator = Binary(metric), torch.Generator().manual_seed(2)
     y, a, b = labels_drawn(LARGE, 0.06, 0.9, generator)
     truth = task.evaluate(a, y) - task.evaluate(b, y)
@@ -232,7 +232,7 @@ def test_the_worst_difference_has_its_unit_where_metrics_differ(tmp_path: Path) 
 
 
 def test_means_over_different_metrics_are_in_comparable_units(tmp_path: Path) -> None:
-    """100 of 1000 in the unit of a currency and 0.2 of accuracy are 0.1 and 0.2."""
+    """An increase of an error from 1000 to 1100 counts as 0.1, one of the accuracy by 0.2 as 0.2."""
     for method, cost, right in (("alone", 1000.0, 5), ("together", 1100.0, 7)):
         tasks = {
             "cost": Simulated(np.full(10, cost), metric="rmse", joint=cost, train=1.0, val=500.0),

@@ -31,7 +31,7 @@ def content() -> dict[str, Any]:
 
 
 def halves(levels: int = 60, kind: type = list) -> Any:
-    """Two of two of two: 2^60 values in a file of a few lines."""
+    """A container of two references to a container of two, and so on: 2^60 values in a small file."""
     value: Any = 1
     for _ in range(levels):
         value = kind((value, value))
@@ -45,7 +45,7 @@ def ring() -> Any:
 
 
 class Calls:
-    """Pickled as a call."""
+    """An object that is pickled as the call of a function."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = function, arguments

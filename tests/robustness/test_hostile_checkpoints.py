@@ -32,7 +32,7 @@ SECONDS, MEMORY = 60, 2**30  # of computing, and bytes; a hostile file would tak
 
 @pytest.fixture(autouse=True)
 def bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Little time, little memory, and a folder of its own."""
+    """Limit the time and memory of a test, and give it its own folder."""
     monkeypatch.chdir(tmp_path)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -169,7 +169,7 @@ def test_a_wrong_device_is_not_a_damaged_file() -> None:
 
 @functools.lru_cache
 def table(size: int) -> Tensor:
-    """Made once, by whoever asks first."""
+    """A table that is made by the first call and then shared."""
     return torch.arange(float(size))
 
 

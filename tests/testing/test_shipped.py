@@ -119,7 +119,7 @@ class TestTransformer(BackboneTests):
 
 
 class TestRecurrent(BackboneTests):
-    """`vmap` cannot run it."""
+    """A recurrent network, which `vmap` cannot run."""
 
     input_shape = (5, 8)
 
