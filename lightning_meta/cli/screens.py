@@ -114,6 +114,7 @@ class; the classes may be new to the model.
 
 Only for tables:
   --table FILE          New rows, with the feature columns of training.
+  --keep COLUMN...      Columns, such as IDs, to copy into the predictions.
   --delimiter C         Separator of the columns of a CSV file, such as ';'.
   --decimal C           Its decimal mark; by default both are as in training.
 
