@@ -77,8 +77,10 @@ class MultiHead(MultiTaskModule):
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; the shared part runs once on each input."""
         features, rows = self.shared_features(self.backbone(x), rows)
-        by_name = dict(zip(self.spec.tasks, self.heads, strict=True))
-        heads = [by_name[name] for name in rows]
+        heads, names = list(self.heads), self.names
+        if list(rows) != names:
+            by_name = dict(zip(names, heads, strict=True))
+            heads = [by_name[name] for name in rows]
         # Most aggregators differentiate the loss of each task separately.
         separately = isinstance(self.weighting, Aggregator) and not self.weighting.rep_grad
         if len(self.branches):
