@@ -28,6 +28,17 @@ def whole(least: int, **values: Any) -> None:
             raise UserError(f"{name}: at least {least} is needed, got {value}")
 
 
+def needed(**values: Any) -> None:
+    """Check that values are not None.
+
+    Args:
+        **values: Values by name of the argument.
+    """
+    for name, value in values.items():
+        if value is None:
+            raise UserError(f"{name}: a value is needed, got None")
+
+
 def switch(**values: Any) -> None:
     """Check that values are booleans; the string "no", for example, would count as true.
 

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 
 import lightning_meta
-from lightning_meta.checks import switch
+from lightning_meta.checks import needed, switch
 from lightning_meta.errors import UserError, similar
 from lightning_meta.import_paths import is_importable, own_path, public_path
 from lightning_meta.specifications import marked, unknown_parts
@@ -70,8 +70,8 @@ def _check_plain(name: str, value: Any, annotation: Any) -> None:
     """Check that the value of a `bool` argument is a bool, and that arguments that need a value are not None."""
     if annotation in ("bool", bool):
         switch(**{name: value})
-    elif value is None and annotation in ("int", "float", "str", int, float, str):
-        raise UserError(f"{name}: a value is needed, got None")
+    elif annotation in ("int", "float", "str", int, float, str):
+        needed(**{name: value})
 
 
 class Described(RemembersArguments):

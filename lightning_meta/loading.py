@@ -23,6 +23,7 @@ from lightning_meta.configuration import (
     lies_in,
     unknown_parts,
 )
+from lightning_meta.devices import find_device
 from lightning_meta.errors import UserError
 from lightning_meta.finite import check_numbers
 from lightning_meta.migration import fits_dtype, layout_of, renamed_weights, take_precision, with_losses
@@ -59,7 +60,7 @@ def load(
         allow: Classes, functions or names of modules that the checkpoint may use in addition to the model components of
             this package, `torch.nn` and `torch.optim`. Importing a module runs its code: allow only what you trust. A
             function that is an argument and does not return a model component must be given as an object.
-        map_location: The device on which to load the weights.
+        map_location: The device on which to load the weights, such as "cpu" or "gpu".
         **overrides: Constructor arguments to use instead of the stored ones.
 
     Returns:
@@ -69,9 +70,9 @@ def load(
         UserError: The file is not a checkpoint of this package, it names a class that is not allowed, or its
             weights do not match the module.
     """
-    _check_device(map_location)
+    device = find_device(map_location, "map_location")
     file = find_checkpoint(path)
-    checkpoint = read_checkpoint(file, map_location)
+    checkpoint = read_checkpoint(file, device)
     spec = checkpoint.get(KEY)
     if not isinstance(spec, dict) or not isinstance(spec.get("class_path"), str):
         raise UserError(f"{file} was not written by a module of lightning_meta: it does not name its class")
@@ -109,7 +110,7 @@ def load(
     check_numbers(module, fitting, file)
     take_precision(module, fitting)
     module.load_state_dict(fitting)
-    module.to(map_location).eval()
+    module.to(device).eval()
     if take_state := getattr(module, "take_state", None):  # of modules of this package
         take_state(spec)
     frozen = set(spec.get("frozen_weights") or ())
@@ -148,15 +149,6 @@ def find_checkpoint(path: str | PathLike[str]) -> Path:
         "the folder has no checkpoints/best.ckpt or last.ckpt" if given.is_dir() else "there is no such file or run"
     )
     raise UserError(f"no checkpoint at {given}: {reason}")
-
-
-def _check_device(map_location: torch.device | str) -> None:
-    try:
-        if torch.empty(0, device=map_location).is_meta:
-            raise RuntimeError("tensors on it have no values")
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        said = str(error).splitlines()[0]
-        raise UserError(f"map_location: {map_location} is not a device of this machine: {said}") from error
 
 
 class MisfitError(UserError):

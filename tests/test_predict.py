@@ -351,7 +351,10 @@ BAD = {
     "a folder": (["--out=support"], "this is a folder"),
     "batch": (["--batch_size=0"], "at least 1"),
     "export": (["--export=task.bin"], ".pt2 or .onnx"),
-    "device": (["--device=warp"], "--device warp"),
+    "device": (
+        ["--device=warp"],
+        "--device: 'warp' is not a device of this machine; expected one of auto, cpu, cuda, gpu",
+    ),
     "statistics": (["--steps=3"], "has no test_inner_steps"),
 }
 

@@ -26,6 +26,7 @@ from lightning_meta.cli.predict_options import check, make_parser
 from lightning_meta.cli.predict_rows import predict_rows
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.data.images import image_files, labelled_files, read_images
+from lightning_meta.devices import find_device
 from lightning_meta.errors import UserError
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule, Predictor
@@ -45,7 +46,7 @@ def predict(args: Sequence[str]) -> None:
     config = make_parser().parse_args(list(args))
     check(config)
     if config.table is not None or config.support is None:
-        model = _on_device(config, _loaded(config))
+        model = _loaded(config).to(find_device(config.device, "--device"))
         if config.table is not None:
             predict_rows(config, model)
         if config.export is not None:
@@ -173,18 +174,7 @@ def _meta_learner(config: Namespace) -> MetaModule:
             f"--ckpt_path {config.ckpt_path}: the model was trained for regression; it does not label images; in "
             "Python, lightning_meta.load(run).predictor(inputs, targets) gives a function of new inputs"
         )
-    moved: MetaModule = _on_device(config, model)
-    return moved
-
-
-def _on_device(config: Namespace, model: Any) -> Any:
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return model.to(torch.device(name))
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return model.to(find_device(config.device, "--device"))
 
 
 def _batches(

@@ -96,7 +96,9 @@ def make_parser() -> Parser:
         "--table: set and abstained for each target with classes, lower and upper for each numeric target.",
     )
     parser.add_argument("--skip_unreadable", action="store_true", help="Skip images that cannot be read.")
-    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto takes an accelerator.")
+    parser.add_argument(
+        "--device", type=str, default="auto", help="cpu, cuda, gpu, ...; auto takes a GPU if there is one."
+    )
     add_threads(parser)
     return parser
 

@@ -47,9 +47,10 @@ class PredictsSets:
         """
         share(0.1, error=error)
         check_is_fitted(self)
-        check_consistent_length(X, y)
+        y = labels_of(y)
         outputs = self._outputs(X)
-        columns = columns_of(labels_of(y), len(outputs), self._many)
+        check_consistent_length(outputs[0][1], y)
+        columns = columns_of(y, len(outputs), self._many)
         found = []
         for i, (column, (_, z)) in enumerate(zip(columns, outputs, strict=True)):
             there, known = labelled_rows(column), self.classes_[i] if self._many else self.classes_
@@ -131,10 +132,11 @@ class PredictsIntervals:
         """
         share(0.1, error=error)
         check_is_fitted(self)
-        check_consistent_length(X, y)
+        y = numbers_of(y)
         predicted = self.predict(X)
+        check_consistent_length(predicted, y)
         tasks = predicted.shape[1] if self._many else 1
-        residuals = np.abs(columns_of(numbers_of(y), tasks, self._many) - predicted.reshape(len(predicted), -1).T)
+        residuals = np.abs(columns_of(y, tasks, self._many) - predicted.reshape(len(predicted), -1).T)
         found = []
         for i, column in enumerate(residuals):
             there = ~np.isnan(column)

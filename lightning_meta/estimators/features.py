@@ -8,6 +8,7 @@ import numpy as np
 
 from lightning_meta.errors import UserError
 from lightning_meta.estimators.needed import validate_data
+from lightning_meta.estimators.wording import about, refuse_dates, refuse_no_array
 
 
 def read_features(estimator: Any, X: Any, **options: Any) -> Any:
@@ -19,23 +20,18 @@ def read_features(estimator: Any, X: Any, **options: Any) -> Any:
         **options: Further arguments of `validate_data`, such as `y` and `reset`.
 
     Raises:
-        UserError: A column holds dates or text.
+        UserError: A column holds dates or text, or `X` has the wrong shape or number of columns.
+        TypeError: A value is not a number.
     """
-    if (dates := first_dates(X)) is not None:
-        raise UserError(f"X: column {dates!r} holds dates; give numbers, such as days since the first date")
+    refuse_no_array(X=X)
+    refuse_dates("X", X)
     try:
-        return validate_data(estimator, X, dtype=np.float64, **options)
-    except ValueError as error:
+        with about("X"):
+            return validate_data(estimator, X, dtype=np.float64, **options)
+    except UserError as error:
         if "could not convert string" not in str(error):
             raise
         raise UserError(
-            f"X: {error}; encode columns of text first, such as by sklearn.compose.ColumnTransformer with a "
+            f"{error}; encode columns of text first, such as by sklearn.compose.ColumnTransformer with a "
             "OneHotEncoder, in a Pipeline"
         ) from error
-
-
-def first_dates(X: Any) -> Any:
-    """Return the name of the first column of a DataFrame that holds dates or durations; None if there is none."""
-    dtypes: Any = getattr(X, "dtypes", None)
-    kinds = dtypes.items() if hasattr(dtypes, "items") else ()
-    return next((name for name, dtype in kinds if getattr(dtype, "kind", "") in ("m", "M")), None)

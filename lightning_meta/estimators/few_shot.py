@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from functools import lru_cache
 from os import PathLike
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_meta.checks import positive, probability, share, whole
-from lightning_meta.errors import UserError, one_of
+from lightning_meta.checks import instance, needed, positive, probability, share, whole
+from lightning_meta.devices import find_device
+from lightning_meta.errors import UserError, meant, one_of
 from lightning_meta.estimators.calibrated import check_count
 from lightning_meta.estimators.features import read_features
 from lightning_meta.estimators.heads import LearnerName, fit_head, slope
@@ -30,9 +32,10 @@ from lightning_meta.estimators.needed import (
 from lightning_meta.estimators.targets import one_column
 from lightning_meta.functional.prototypes import unit_length
 from lightning_meta.multitask.calibration import LabelCalibration
-from lightning_meta.nn.features import as_input, images_at_once
+from lightning_meta.nn.features import IMAGE_DIMS, as_input, images_at_once, shape_after
 from lightning_meta.nn.stateless import in_evaluation_mode
 
+DEFAULT = "efficientnet_lite0"
 PUBLISHED = ("timm", "torchvision")
 MARGIN = 0.5  # real images may exceed [0, 1] by this much; noise and resizing exceed it by less
 FLAT = 1e-5  # the logistic fit has converged when the largest gradient entry per example is below this
@@ -77,7 +80,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             change the labels.
         image_size: Side in pixels to which image files are resized; by default the network's training size.
         batch_size: Number of images read at a time; the network processes them in parts of 64 on a GPU and 8 on a CPU.
-        device: Device of the network, such as "cuda".
+        device: Device of the network, such as "cpu", "gpu" or "cuda"; "auto" takes a GPU if there is one.
 
     Attributes:
         classes_: Sorted labels, `(N,)`.
@@ -89,7 +92,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     def __init__(
         self,
-        model: str | PathLike[str] | nn.Module = "efficientnet_lite0",
+        model: str | PathLike[str] | nn.Module = DEFAULT,
         learner: LearnerName = "ridge",
         penalty: float = 1.0,
         scale: float = 20.0,
@@ -120,7 +123,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """
         one_of("learner", self.learner, LearnerName)
         positive(penalty=self.penalty, scale=self.scale)
+        needed(batch_size=self.batch_size)
         whole(1, image_size=self.image_size, batch_size=self.batch_size)
+        find_device(self.device)
         if y is None:
             raise UserError("FewShotClassifier requires y to be passed, but the target y is None")
         forget(self)
@@ -188,7 +193,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             UserError: A label is not in `classes_`, or there are fewer than (1 − α) / α examples.
         """
         share(0.1, error=error)
-        logits, targets = torch.from_numpy(self._logits(X)), one_column(y)
+        targets = one_column(y)
+        logits = torch.from_numpy(self._logits(X))
         check_consistent_length(logits, targets)
         if not np.isin(targets, self.classes_).all():
             unknown = targets[~np.isin(targets, self.classes_)][0]
@@ -248,6 +254,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         labels: NDArray[Any] = self.classes_[best]
         return labels
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy, in [0, 1].
+
+        Args:
+            X: Examples of the kind given to `fit`.
+            y: Labels of `X`, `(M,)`.
+            sample_weight: Weights of the examples, `(M,)`.
+        """
+        return float(super().score(X, one_column(y), sample_weight))
+
     def _logits(self, X: Any) -> NDArray[np.float64]:
         check_is_fitted(self)
         if are_images(X) != self.of_images_:
@@ -256,20 +272,34 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         if not self.of_images_:
             X = read_features(self, X, reset=False)
         if self.learner_ is None:
-            return self.head_.logits(self._features(X)).numpy()
+            features = self._features(X)
+            if features.shape[1] != len(self.head_.weight):
+                found, learned = features.shape[1], len(self.head_.weight)
+                raise UserError(
+                    f"X: the network makes {found} features of these images, and made {learned} of those of fit; give "
+                    "images of the same size"
+                )
+            return self.head_.logits(features).numpy()
         x = self._inputs(X)
         # If a prediction depends on the other examples of its batch, all are predicted in one batch.
         parts = [x] if self.predictor_.depends_on_company else x.split(self.batch_size)
-        return torch.cat([self.predictor_.outputs(part) for part in parts]).double().cpu().numpy()
+        return torch.cat([self.predictor_.outputs(part) for part in parts]).cpu().double().numpy()
 
     def _meta_learner(self) -> Any:
         """The meta-learner that `model` is or names; None if `model` is a feature extractor."""
         model: Any = self.model
+        instance("model", model, (str, PathLike, nn.Module))
         if isinstance(model, nn.Module) and not hasattr(model, "predictor") and not hasattr(model, "predict_table"):
             return None
         if isinstance(model, str | PathLike):
             if is_published(model):
                 return None
+            if not Path(model).exists():
+                raise UserError(
+                    f"model: {str(model)!r} is neither a run or checkpoint nor the name of a network; networks are "
+                    f"'{DEFAULT}', 'timm/NAME' and 'torchvision/NAME', such as 'torchvision/resnet18'"
+                    f"{meant(model, [DEFAULT])}"
+                )
             from lightning_meta.loading import load  # here, as it imports every family of modules
 
             model = load(model)
@@ -280,11 +310,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             )
         if model.spec.task != "classification":
             raise UserError(f"model: {type(model).__name__} was trained for regression, and cannot classify")
-        return model.to(self.device)
+        return model.to(find_device(self.device))
 
     def _inputs(self, X: Any) -> Tensor:
         """The inputs of a meta-learner; image files are read."""
         shape = self.learner_.spec.input_shape
+        if self.of_images_ and len(shape) != IMAGE_DIMS:
+            raise UserError(f"X: the model takes inputs of shape {tuple(shape)}, got images")
         return as_images(X, shape) if self.of_images_ else torch.from_numpy(np.array(X)).float()
 
     def _features(self, X: Any) -> Tensor:
@@ -292,11 +324,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         if not self.of_images_:
             return torch.from_numpy(np.array(X))  # copied, because joblib passes read-only arrays
         model = self.model
-        network = model if isinstance(model, nn.Module) else embedding(str(model), self.image_size)
+        network = model if isinstance(model, nn.Module) else _embedding(str(model), self.image_size)
         size = self.image_size or getattr(network, "image_size", None)
         if size is None and getattr(X, "ndim", 1) == 1:
             raise UserError(f"image_size: files are resized to it; say which side {type(network).__name__} takes")
-        network = network.to(self.device)
+        device = find_device(self.device)
+        network = network.to(device)
         parts = []
         with in_evaluation_mode(network), torch.no_grad():
             for start in range(0, len(X), self.batch_size):
@@ -304,21 +337,33 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 if images.min() < -MARGIN or images.max() > 1 + MARGIN:
                     low, high = images.min(), images.max()
                     raise UserError(f"X: images reach from {low:.4g} to {high:.4g}; give numbers in [0, 1], or uint8")
-                images = images.to(self.device)
+                images = images.to(device)
                 for part in images.split(images_at_once(images.device)):
-                    features = network(part)
+                    try:
+                        features = network(part)
+                    except (RuntimeError, ValueError, IndexError, TypeError):
+                        shape_after(network, part.shape[1:], "model")  # refuses images of a wrong shape in one line
+                        raise
                     if features.dim() != 2:
                         raise UserError(
                             f"model: features of shape (M, F) are needed, {type(network).__name__} makes "
                             f"{tuple(features.shape)}"
                         )
-                    parts.append(unit_length(features).double().cpu())
+                    parts.append(unit_length(features).cpu().double())  # MPS has no float64
         return torch.cat(parts)
 
 
 def is_published(model: str | PathLike[str]) -> bool:
     """Whether `model` is a name accepted by `lightning_meta.nn.Pretrained`, not the path of a run."""
-    return isinstance(model, str) and (model == "efficientnet_lite0" or model.partition("/")[0] in PUBLISHED)
+    return isinstance(model, str) and (model == DEFAULT or model.partition("/")[0] in PUBLISHED)
+
+
+def _embedding(name: str, image_size: int | None) -> nn.Module:
+    """The network of `embedding`; an error of its name is one of `model`."""
+    try:
+        return embedding(name, image_size)
+    except UserError as error:
+        raise UserError(f"model: {str(error).removeprefix('name: ')}") from error
 
 
 @lru_cache(maxsize=2)

@@ -27,6 +27,8 @@ def are_images(X: Any) -> bool:
         name = X.columns[0]
         raise UserError(f"X: a table with one column of text; if it names files, give the column: X[{name!r}]")
     if dims == IMAGE_DIMS + 1:
+        if not len(X):
+            raise UserError("X: the array holds no images; at least one is needed")
         return True
     if dims == IMAGE_DIMS:
         raise UserError("X: an array of three dimensions is neither features nor images; images are (M, C, H, W)")
@@ -34,6 +36,8 @@ def are_images(X: Any) -> bool:
         raise UserError("X: the list is empty; expected files, such as a list by glob, or an array")
     if isinstance(X, list | tuple) and isinstance(X[0], Image.Image):
         raise UserError("X: a list of images of Pillow; give their files, or an array (M, channels, height, width)")
+    if isinstance(X, list | tuple) and getattr(X[0], "ndim", None) == IMAGE_DIMS:
+        raise UserError("X: a list of arrays; give one array (M, channels, height, width): numpy.stack(X)")
     first = X if dims is None or dims == 1 else ()
     first = first.tolist() if hasattr(first, "tolist") else first  # arrays and columns of a DataFrame
     return isinstance(first, Sequence) and _all_paths(first)
@@ -55,7 +59,10 @@ def as_images(X: Any, shape: Sequence[int | None]) -> Tensor:
     """
     if getattr(X, "ndim", None) != IMAGE_DIMS + 1:
         return read_images(list(X), [int(n or 0) for n in shape])
-    images = torch.from_numpy(np.array(X))  # copied, because joblib passes read-only arrays
+    array = np.array(X)  # copied, because joblib passes read-only arrays
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"X: images are uint8 in [0, 255] or real in [0, 1], got {array.dtype}; X.astype('uint8')")
+    images = torch.from_numpy(array)
     if images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
         raise UserError(f"X: images of shape {tuple(images.shape)}; channels come first: X.transpose(0, 3, 1, 2)")
     if images.dtype == torch.uint8:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_meta.batches import TaskBatch
-from lightning_meta.checks import not_negative, positive, share, switch, whole, widths
+from lightning_meta.checks import needed, not_negative, positive, share, switch, whole, widths
 from lightning_meta.data.multi_task import MultiTaskDataModule
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError, meant
@@ -34,6 +34,7 @@ from lightning_meta.estimators.needed import (
 )
 from lightning_meta.estimators.targets import columns_of, labelled_rows, labels_of, numbers_of, plain
 from lightning_meta.estimators.training import Arrays, device_of, held_out_rows, quiet, train
+from lightning_meta.fitting.checks import check_machine
 from lightning_meta.functional.generators import seeded_generators
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.linear import Linear
@@ -151,14 +152,18 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
     def _checked(self) -> type[MultiTaskModule]:
         """Validate the options and return the class of the method."""
         name = type(self).__name__
-        if not isinstance(self.options, Mapping | None):
+        if not isinstance(self.options, Mapping | None) or not all(isinstance(key, str) for key in self.options or ()):
             raise UserError(f"options: a dict of arguments by name is needed, got {self.options!r}")
+        if "backbone" in (self.options or ()):
+            raise UserError(f"options: backbone is an argument of its own, {name}(backbone=...)")
+        needed(batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience)
         whole(1, batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience)
         widths(hidden=self.hidden)
         positive(learning_rate=self.learning_rate)
         not_negative(weight_decay=self.weight_decay)
         switch(early_stopping=self.early_stopping, standardise=self.standardise)
         share(0.1, validation_fraction=self.validation_fraction)
+        check_machine({"accelerator": self.accelerator})
         import lightning_meta as lm
 
         cls = getattr(lm, self.method, None) if isinstance(self.method, str) else self.method
@@ -240,7 +245,8 @@ class MultiTaskRegressor(PredictsIntervals, RegressorMixin, _MultiTask):  # type
             in the training rows is then an input of 0, whatever its values in new rows.
         random_state: Seed of the weights, the batches and the held-out rows, or a generator from which to draw it; None
             draws a new seed for each fit.
-        accelerator: Accelerator of the `lightning.pytorch.Trainer` for training; predictions are made on the CPU.
+        accelerator: Accelerator of the `lightning.pytorch.Trainer` for training, such as "gpu" or "cuda"; predictions
+            are made on the CPU.
 
     Attributes:
         module_: The trained module, in double precision.
@@ -268,8 +274,10 @@ class MultiTaskRegressor(PredictsIntervals, RegressorMixin, _MultiTask):  # type
             y: Targets `(n,)` or `(n, T)`; NaN marks a missing target.
             sample_weight: Weights of the rows, `(n,)`.
         """
-        predicted = self.predict(X).reshape(len(y), -1).T
-        targets = columns_of(numbers_of(y), len(predicted), self._many)
+        predicted, y = self.predict(X), numbers_of(y)
+        check_consistent_length(predicted, y)
+        predicted = predicted.reshape(len(y), -1).T
+        targets = columns_of(y, len(predicted), self._many)
         return _mean_score(r2_score, targets, predicted, ~np.isnan(targets), sample_weight)
 
     def _read_targets(self, y: Any) -> tuple[list[Task], list[NDArray[Any]], list[NDArray[np.bool_]]]:
@@ -345,8 +353,10 @@ class MultiTaskClassifier(PredictsSets, ClassifierMixin, _MultiTask):  # type: i
             y: Labels `(n,)` or `(n, T)`; NaN or None marks a missing label.
             sample_weight: Weights of the rows, `(n,)`.
         """
-        predicted = self.predict(X).reshape(len(y), -1).T
-        labels = columns_of(labels_of(y), len(predicted), self._many)
+        predicted, y = self.predict(X), labels_of(y)
+        check_consistent_length(predicted, y)
+        predicted = predicted.reshape(len(y), -1).T
+        labels = columns_of(y, len(predicted), self._many)
         there = np.stack([labelled_rows(column) for column in labels])
         return _mean_score(_accuracy, labels, predicted, there, sample_weight)
 

@@ -6,35 +6,44 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lightning_meta.errors import UserError
 from lightning_meta.estimators.needed import check_array, column_or_1d
+from lightning_meta.estimators.wording import about, refuse_dates, refuse_no_array
 
 
 def numbers_of(y: Any) -> NDArray[np.float64]:
     """Real targets, NaN where missing."""
     options = {"ensure_2d": False, "ensure_all_finite": "allow-nan", "dtype": np.float64, "input_name": "y"}
+    refuse_no_array(y=y)
+    refuse_dates("y", y)
     try:
-        numbers: NDArray[np.float64] = check_array(y, **options)
-    except ValueError as error:
+        with about("y"):
+            numbers: NDArray[np.float64] = check_array(y, **options)
+    except UserError as error:
         if "could not convert string" not in str(error):
             raise
-        raise UserError(f"y: {error}; a regression takes numbers, MultiTaskClassifier takes labels") from error
+        raise UserError(f"{error}; a regression takes numbers, MultiTaskClassifier takes labels") from error
     return numbers
 
 
 def labels_of(y: Any) -> NDArray[Any]:
     """Labels of any kind, some of which may be missing."""
     options = {"ensure_2d": False, "ensure_all_finite": False, "dtype": None, "input_name": "y"}
+    refuse_no_array(y=y)
+    if isinstance(y, list | tuple):
+        y = np.array(y, dtype=object)  # beside text, NumPy would convert a missing label to the text "nan"
     kinds = {str(dtype).replace("boolean", "bool") for dtype in y.dtypes} if _is_frame(y) else set()
     if len(kinds) > 1 and "bool" in kinds:  # their common type is a number
         y = y.astype(object)
-    try:
-        labels: NDArray[Any] = check_array(y, **options)
-    except (TypeError, ValueError):
-        if not _is_frame(y):
-            raise
-        labels = check_array(y.astype(object), **options)  # columns of a DataFrame without a common type
+    with about("y"):
+        try:
+            labels: NDArray[Any] = check_array(y, **options)
+        except (TypeError, ValueError):
+            if not _is_frame(y):
+                raise
+            labels = check_array(y.astype(object), **options)  # columns of a DataFrame without a common type
     return labels
 
 
@@ -72,14 +81,21 @@ def plain(labels: NDArray[Any]) -> NDArray[Any]:
     """Convert an array of Python objects to the dtype of the labels.
 
     Raises:
-        UserError: Some labels are text and others are not, for example; NumPy would convert them all to text.
+        UserError: Labels are not text, numbers or truth values; or some are text and others are not, for example, which
+            NumPy would all convert to text.
     """
-    if labels.dtype != object:
+    if labels.dtype != object and labels.dtype.kind not in "Scv":
         return labels
     examples = {_kind(label): label for label in labels}
     if len(examples) > 1:
         shown = " and ".join(f"{kind}, such as {label!r}" for kind, label in examples.items())
         raise UserError(f"y: labels of one kind are needed, got {shown}; convert them, for example to text")
+    if strange := [(kind, label) for kind, label in examples.items() if kind.startswith("objects")]:
+        kind, label = strange[0]
+        raise UserError(
+            f"y: labels are text, numbers or truth values, got {kind}, such as {label!r}; convert them, for example to "
+            "text"
+        )
     return np.array(labels.tolist())
 
 
@@ -87,9 +103,15 @@ def one_column(y: Any) -> NDArray[Any]:
     """Labels of one kind, `(n,)`, from a list, an array, a Series or a column.
 
     Raises:
-        UserError: They are of different kinds.
+        UserError: They are of different kinds, or some are missing.
     """
-    return plain(column_or_1d(np.array(y, dtype=object) if isinstance(y, list | tuple) else y, warn=True))
+    refuse_no_array(y=y)
+    with about("y"):
+        column = column_or_1d(np.array(y, dtype=object) if isinstance(y, list | tuple) else y, warn=True)
+    if not (there := labelled_rows(column)).all():
+        row = int(np.argmin(there))
+        raise UserError(f"y: row {row} has no label, got {column[row]!r}; label it, or leave it out")
+    return plain(column)
 
 
 def _kind(label: Any) -> str:
@@ -97,7 +119,11 @@ def _kind(label: Any) -> str:
         return "text"
     if isinstance(label, bool | np.bool_):
         return "truth values"
-    return "numbers" if isinstance(label, int | float | np.number) else f"objects of type {type(label).__name__}"
+    if isinstance(label, complex | np.complexfloating):
+        return "objects of type complex"
+    return (
+        "numbers" if isinstance(label, int | float | np.number | Tensor) else f"objects of type {type(label).__name__}"
+    )
 
 
 def _is_frame(y: Any) -> bool:

@@ -8,14 +8,14 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger
 
 from lightning_meta.checks import instance
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.loader import check_shared
-from lightning_meta.errors import UserError, reason_of
+from lightning_meta.errors import UserError, meant, reason_of
 from lightning_meta.module import trains_in_copies
 from lightning_meta.run.naming import Naming, as_argument
 
@@ -82,10 +82,11 @@ def check_machine(options: Mapping[str, Any], say: Naming = as_argument) -> None
         UserError: The accelerator is unknown or not available, or `devices` is 0.
     """
     name = options.get("accelerator", "auto")
-    if isinstance(name, str) and name != "auto":
+    if name != "auto" and not isinstance(name, Accelerator):
         names = sorted({"auto", "gpu", *AcceleratorRegistry.available_accelerators()})
         if name not in names:
-            raise UserError(f"{say('trainer.accelerator')}: expected {' or '.join(names)}, got {name}")
+            where = say("trainer.accelerator")
+            raise UserError(f"{where}: expected {' or '.join(names)}, got {name}{meant(name, names)}")
         kinds = [CUDAAccelerator, MPSAccelerator] if name == "gpu" else [AcceleratorRegistry[name]["accelerator"]]
         if not any(kind.is_available() for kind in kinds):
             shown = name.upper() if name in ("gpu", "tpu") else name

@@ -26,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import lightning_meta as lm
+from lightning_meta.devices import find_device
 from lightning_meta.tasks import EpisodeSpec
 
 Arrays = tuple[NDArray[Any], NDArray[Any]]
@@ -219,7 +220,7 @@ def test_mistakes_are_one_line_each(wine: Arrays, pictures: Arrays, files: list[
         ({"learner": "svm"}, x, y, "learner: expected 'ridge' or 'logistic' or 'nearest_mean', got 'svm'"),
         ({"penalty": 0}, x, y, "penalty: a positive number is needed, got 0"),
         ({}, x, ["a"] * len(x), "y: at least 2 classes are needed, got 1 class"),
-        ({"model": "runs/none"}, x, y, "no checkpoint at runs/none"),
+        ({"model": "runs/none"}, x, y, "model: 'runs/none' is neither a run or checkpoint nor the name of a network"),
         ({"model": nn.Flatten()}, files, names, "image_size: files are resized to it"),
         ({"model": nn.Flatten()}, images.transpose(0, 2, 3, 1), names, r"channels come first: X\.transpose"),
         ({"model": nn.Flatten()}, images.astype(float), names, r"images reach from 0 to 255; give numbers in \[0, 1\]"),
@@ -299,3 +300,82 @@ def test_inputs_that_are_neither_files_nor_numbers_are_named(files: list[str], p
         with pytest.raises(lm.UserError, match=said):
             FewShotClassifier(nn.Flatten(), image_size=8).fit(x, y)
     assert FewShotClassifier(nn.Flatten(), image_size=8).fit(frame["file"], y).score(frame["file"], y) == 1
+
+
+class TestRefusals:
+    """Mistakes that scikit-learn leaves to `fit`; each is one line that begins with the argument."""
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({"model": "resnet18"}, "model: 'resnet18' is neither .* such as 'torchvision/resnet18'$"),
+            ({"model": "efficientnet_lite"}, "model: .*; did you mean 'efficientnet_lite0'?"),
+            ({"model": None}, "model: .* is needed, got None"),
+            ({"model": lm.ProtoNet}, "model: .* got the class ProtoNet; give an instance"),
+            ({"model": "timm/"}, "model: expected efficientnet_lite0, timm/NAME"),
+            ({"batch_size": None}, "batch_size: a value is needed"),
+            ({"batch_size": "4"}, "batch_size: a whole number"),
+            ({"image_size": 8.0}, "image_size: a whole number"),
+            ({"learner": None}, "learner: expected 'ridge'"),
+            ({"penalty": "1"}, "penalty: a positive number"),
+            ({"scale": None}, "scale: a positive number"),
+            (
+                {"device": "warp"},
+                "device: 'warp' is not a device of this machine; expected one of auto, cpu, cuda, gpu",
+            ),
+            ({"device": "GPU"}, "device: .*; did you mean 'gpu'?"),
+            ({"device": "cuda:99"}, "device: 'cuda:99' is not a device of this machine"),
+            ({"device": "meta"}, "device: 'meta' is not a device of this machine"),
+            ({"device": None}, "device: None is not a device"),
+        ],
+        ids=str,
+    )
+    def test_arguments(self, options: dict[str, Any], said: str, files: list[str], pictures: Arrays) -> None:
+        with pytest.raises(lm.UserError, match=f"^{said}"):
+            FewShotClassifier(**{"model": nn.Flatten(), "image_size": 8, **options}).fit(files, pictures[1])
+
+    @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+    @pytest.mark.parametrize("device", ["gpu", "cuda", "mps"])
+    def test_a_gpu_that_is_not_there(self, device: str, wine: Arrays) -> None:
+        with pytest.raises(lm.UserError, match=r"^device: .*; give cpu$"):
+            FewShotClassifier(device=device).fit(*wine)
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (lambda x: x[:, :1], r"model: Sequential does not take inputs of shape \(1, 8, 8\).*"),
+            (
+                lambda x: x.repeat(2, 2).repeat(2, 3),
+                "X: the network makes 784 features of these images, and made 144 of",
+            ),
+            (lambda x: x[:0], "X: the array holds no images"),
+            (lambda x: x.astype(object), "X: images are uint8 .* got object"),
+            (list, r"X: a list of arrays; .* numpy\.stack\(X\)"),
+        ],
+        ids=["grey", "large", "none", "objects", "list"],
+    )
+    def test_other_images_than_those_of_fit(self, change: Any, said: str, pictures: Arrays) -> None:
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+        own = FewShotClassifier(network).fit(*pictures)
+        with pytest.raises(lm.UserError, match=f"^{said}"):
+            own.predict(change(pictures[0]))
+
+    def test_images_for_a_meta_learner_of_features(self, pictures: Arrays) -> None:
+        module = lm.ProtoNet(lm.nn.MLP(4, (8,)), episodes=EpisodeSpec(input_shape=(4,), outputs=4))
+        module.configure_model()
+        with pytest.raises(lm.UserError, match=r"^X: the model takes inputs of shape \(4,\), got images$"):
+            FewShotClassifier(module.eval()).fit(*pictures)
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu", torch.device("cpu"), "cpu:0"])
+def test_names_of_devices(name: Any, pictures: Arrays) -> None:
+    own = FewShotClassifier(nn.Flatten(), device=name).fit(*pictures)
+    assert own.score(*pictures) == 1
+
+
+def test_gpu_is_the_accelerator_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert find_device("gpu") == find_device("auto") == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert find_device("gpu") == find_device("auto") == torch.device("cuda")

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from lightning_meta.data.module import Place
+from lightning_meta.devices import find_device
+from lightning_meta.estimators import FewShotClassifier
 from lightning_meta.meta import MAML, MetaModule, ProtoNet
 from lightning_meta.multitask import GradientConflict, Independent, MultiHead
 from lightning_meta.nn import MLP, Conv4
@@ -216,3 +218,11 @@ def test_a_network_without_normalisation_keeps_its_memory_format(device: torch.d
     module = ProtoNet(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten()))
     trainer(device, max_steps=2).fit(module, datamodule=EPISODES["images"]())
     assert all(p.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda", "auto"])
+def test_gpu_is_another_name_of_cuda(name: str, card: torch.device) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), np.uint8)
+    own = FewShotClassifier(nn.Flatten(), device=name).fit(images, ["a", "b"] * 4)
+    assert find_device(name).type == card.type
+    assert own.score(images, ["a", "b"] * 4) == 1
