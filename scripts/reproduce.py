@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -81,7 +82,8 @@ def main(args: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("stopped; run the same command again to resume", file=sys.stderr)
             failed = None
-        write(options.table, read_rows(options.table), options.runs, options.runs)
+        command = shlex.join(["python", "scripts/reproduce.py", *(sys.argv[1:] if args is None else args)])
+        write(options.table, read_rows(options.table), options.runs, options.runs, command=command)
         return 130 if failed is None else int(failed)
     except UserError as error:
         print(f"reproduce: error: {error}", file=sys.stderr)
@@ -146,7 +148,9 @@ class Reproduction:
         return {name: fmean(durations) / 3600 for name, durations in seconds.items()}
 
 
-def write(table: str, rows: Sequence[Row], runs: Path, folder: Path, before: Iterable[Record] = ()) -> None:
+def write(
+    table: str, rows: Sequence[Row], runs: Path, folder: Path, before: Iterable[Record] = (), command: str = ""
+) -> None:
     """Write the results of a folder of runs: CSV files by seed and by figure, and the table of a page.
 
     Args:
@@ -155,6 +159,7 @@ def write(table: str, rows: Sequence[Row], runs: Path, folder: Path, before: Ite
         runs: Folder of the runs.
         folder: Output folder.
         before: Records of earlier runs, which are kept unless there are new ones.
+        command: Command that the page names; none for a folder that has a page already.
     """
     records = merged(before, collect(runs, rows), rows)
     figures = outcomes(rows, records)
@@ -162,7 +167,7 @@ def write(table: str, rows: Sequence[Row], runs: Path, folder: Path, before: Ite
     write_csv(folder / f"{table}.csv", figures)
     if folder != PUBLISHED:  # has a page
         with replacing(folder / f"{table}.md") as file:
-            file.write(f"{markdown(table, figures)}\n")
+            file.write(f"{markdown(command, figures)}\n")
     print(f"wrote {folder / table}.csv with {len({(r.row, r.figure) for r in records})} measured figures")
 
 
@@ -181,7 +186,8 @@ def parts() -> dict[str, str]:
     content = {}
     for table in TABLES:
         rows = read_rows(table)
-        content[table] = markdown(table, outcomes(rows, read_records(PUBLISHED / f"{table}_seeds.csv")))
+        command = f"python scripts/reproduce.py --table {table} --publish"
+        content[table] = markdown(command, outcomes(rows, read_records(PUBLISHED / f"{table}_seeds.csv")))
     jobs = jobs_of(read_rows("few_shot"), 3, "gpu", lambda row, seed: 0.0)
     content["plan"] = text_of(plan(jobs, 1.0, lambda row: ", ".join(row.needs)), "gpu", 1.0)
     return content

@@ -22,7 +22,7 @@ from reproducing import running
 from reproducing.claim import Claim
 from reproducing.outcomes import NOT_RUN, Outcome, outcomes, verdict
 from reproducing.page import markdown, with_parts
-from reproducing.planning import Job, jobs_of, plan, text_of
+from reproducing.planning import START_UP, Job, jobs_of, plan, text_of
 from reproducing.records import Record, collect, merged, read_records, write_records
 from reproducing.rows import TABLES, Figure, Row, read_rows
 from reproducing.storing import Stored
@@ -123,7 +123,7 @@ def test_the_version_changes_with_what_is_trained() -> None:
 
 
 def jobs(*costs: tuple[str, float]) -> list[Job]:
-    return jobs_of([row_of(name, hours) for name, hours in costs], 3, "cpu", lambda row, seed: 0.0)
+    return jobs_of([row_of(name, hours) for name, hours in costs], 3, "cpu", lambda row, seed: 0.0, start_up=0.0)
 
 
 def chosen(jobs: list[Job], hours: float) -> list[tuple[str, int]]:
@@ -142,10 +142,21 @@ def test_whole_rows_come_first_then_single_seeds_fill_what_remains() -> None:
 
 def test_what_is_finished_costs_nothing_and_what_is_begun_the_rest() -> None:
     done = {1: 1.0, 2: 0.75, 3: 0.0}
-    left = jobs_of([row_of(hours=2.0)], 3, "cpu", lambda row, seed: done[seed])
+    left = jobs_of([row_of(hours=2.0)], 3, "cpu", lambda row, seed: done[seed], start_up=0.0)
     assert [(job.seed, job.hours, job.begun) for job in left] == [(2, 0.5, True), (3, 2.0, False)]
-    left = jobs_of([row_of(hours=2.0)], 3, "cpu", lambda row, seed: done[seed], {"row": 4.0})
+    left = jobs_of([row_of(hours=2.0)], 3, "cpu", lambda row, seed: done[seed], {"row": 4.0}, start_up=0.0)
     assert [(job.hours, job.basis) for job in left] == [(1.0, "measured"), (4.0, "measured")]
+
+
+def test_each_process_has_to_start() -> None:
+    further = (PUBLISHED, *(replace(PUBLISHED, name=name, test=(f"--data.test_shots={name}",)) for name in "35"))
+    done, three = {1: 0.75, 2: 0.0}, row_of(hours=2.0, figures=further)
+    left = jobs_of([row_of(hours=0.001), three], 2, "cpu", lambda row, seed: done[seed], start_up=0.01)
+    assert [job.hours for job in left] == pytest.approx([0.01025, 0.011, 0.53, 2.03])
+    left = jobs_of([three], 2, "cpu", lambda row, seed: done[seed], {"row": 4.03}, 0.01)  # which includes them
+    assert [job.hours for job in left] == pytest.approx([1.03, 4.03])
+    (short,) = jobs_of([row_of(hours=0.001)], 1, "cpu", lambda row, seed: 0.0)
+    assert short.hours > 0.003
 
 
 def test_a_row_whose_data_is_missing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +172,7 @@ def test_a_row_whose_data_is_missing_is_left_out(tmp_path: Path, monkeypatch: py
 
 def test_a_plan_says_what_is_run_and_why_the_rest_is_not() -> None:
     text = text_of(plan(jobs(("long", 2.0), ("tiny", 0.1)), 2.5), "cpu", 2.5)
-    assert text.startswith("Plan of 2.5 hours on a CPU: 2.30 h in 4 runs.\n")
+    assert text.startswith("Plan of 2.5 hours on a CPU: 2.30 h in 4 runs.\nThe start and the end of each process count")
     assert "| `tiny` | 1, 2, 3 | 1,000 steps | 18 min | estimated | 5-way 1-shot 60.0 |\n| `long` | 1 |" in text
     assert text.endswith("- `long`, seeds 2, 3: a seed takes 2.00 h, and 12 min remain")
 
@@ -278,7 +289,7 @@ def test_the_tables_have_every_figure(tmp_path: Path) -> None:
     row = row_of(deviations="fewer steps")
     stored_run(tmp_path, row)
     missing = row_of("missing")
-    reproduce.write("few_shot", [row, missing], tmp_path, tmp_path)
+    reproduce.write("few_shot", [row, missing], tmp_path, tmp_path, command="python scripts/reproduce.py --hours 1")
     with (tmp_path / "few_shot.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["row"], line["verdict"]) for line in lines] == [
@@ -287,11 +298,12 @@ def test_the_tables_have_every_figure(tmp_path: Path) -> None:
     ]
     assert (lines[0]["measured"], lines[0]["published"], lines[0]["source"]) == ("61", "60.0", "A paper")
     text = (tmp_path / "few_shot.md").read_text()
+    assert text.startswith("Made by `python scripts/reproduce.py --hours 1` from 1 measured figures; 1 were not run.")
     assert "| `row`, 5-way 1-shot | 61.00 ± 0.40 % (1 seed; interval over test tasks) | 60.0 % | not judged" in text
     assert "published in A paper. Deviations: fewer steps |" in text
     assert "| `missing`, 5-way 1-shot | 60.0 % | A paper | some tasks |" in text
     three = [record_of(60.0 + s, s, over_tasks="9") for s in (1, 2, 3)]
-    assert "62.00 ± 2.48 % (3 seeds) | 60.0 % | within |" in markdown("few_shot", outcomes([row], three))
+    assert "62.00 ± 2.48 % (3 seeds) | 60.0 % | within |" in markdown("a command", outcomes([row], three))
 
 
 def test_the_page_is_what_its_records_and_rows_make() -> None:
@@ -410,7 +422,7 @@ def test_the_end_of_the_time_leaves_what_can_be_resumed(tiny: list[Row], tmp_pat
     assert 0 < stored.share < 1
     (job,) = reproduce.Reproduction([long], 1, tmp_path, "cpu").jobs
     assert job.begun
-    assert job.hours < 0.001
+    assert 0 < job.hours - long.processes * START_UP < 0.001
 
 
 @pytest.mark.slow

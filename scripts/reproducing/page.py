@@ -50,15 +50,14 @@ def write_csv(file: Path, figures: Iterable[Outcome]) -> None:
         writer.writerows(as_cells(column(outcome) for column in COLUMNS.values()) for outcome in figures)
 
 
-def markdown(table: str, figures: Sequence[Outcome]) -> str:
+def markdown(command: str, figures: Sequence[Outcome]) -> str:
     """The measured figures with their conditions, and the figures that were not run.
 
     Args:
-        table: Name of the table.
+        command: Command that makes the page.
         figures: The figures.
     """
     ran = [outcome for outcome in figures if outcome.records]
-    command = f"python scripts/reproduce.py --table {table} --publish"
     parts = [f"Made by `{command}` from {len(ran)} measured figures; {len(figures) - len(ran)} were not run."]
     if ran:
         rows = [[_name(o), _measured(o), _published(o), o.verdict, _protocol(o)] for o in ran]

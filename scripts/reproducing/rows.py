@@ -93,6 +93,11 @@ class Row:
         return ROOT / "configs" / f"{self.config}.yaml"
 
     @property
+    def processes(self) -> int:
+        """Number of processes of a seed: one of `fit`, and one for each further test."""
+        return 1 + len({figure.test for figure in self.figures if figure.test})
+
+    @property
     def budget(self) -> tuple[int, str]:
         """Length of the training: a number, and "steps" or "epochs"."""
         trainer = dict(read_yaml(self.file)["trainer"])
