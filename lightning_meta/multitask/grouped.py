@@ -61,7 +61,8 @@ class Grouped(MultiTaskModule):
 
     Args:
         backbone: The backbone g; each group has a copy with the same initial weights.
-        groups: Names of the tasks of each group; every task is in exactly one. By default all tasks form one group.
+        groups: Names of the tasks of each group; every task is in exactly one. There is no default; one group of all
+            tasks is `MultiHead`.
         **options: Options of `MultiTaskModule`; `weighting` must be `Equal`, since the loss of a group is the sum over
             its tasks.
     """
@@ -78,11 +79,15 @@ class Grouped(MultiTaskModule):
                 f"weighting: Grouped gives all losses the same weight, so that groups do not depend on each other; got "
                 f"{type(self.weighting).__name__}, leave it out"
             )
-        self.groups = None if groups is None else _checked(groups)
+        if groups is None:
+            raise UserError(
+                "groups: the names of the tasks of each group are needed, such as [[a, b], [c]]; for one group of all "
+                "tasks use MultiHead"
+            )
+        self.groups = _checked(groups)
 
     def build(self, spec: TasksSpec) -> None:
         """Make a copy of the backbone for each group and a head for each task."""
-        self.groups = [list(spec.tasks)] if self.groups is None else self.groups
         grouped = [name for group in self.groups for name in group]
         if unknown := [name for name in grouped if name not in spec.tasks]:
             raise UserError(f"groups: there is no task {unknown[0]!r}; there are {', '.join(map(repr, spec.tasks))}")
@@ -138,7 +143,6 @@ class Grouped(MultiTaskModule):
     def _networks(self) -> list[tuple[nn.Module, list[str]]]:
         """The backbone of each group, and the names of its tasks."""
         assert isinstance(self.backbone, nn.ModuleList)
-        assert self.groups is not None
         return list(zip(self.backbone, self.groups, strict=True))
 
 

@@ -59,7 +59,7 @@ def test_the_weights_of_a_group_are_those_of_a_training_of_its_tasks(network: An
 
 
 def test_one_group_is_multi_head_and_a_group_for_each_task_is_independent() -> None:
-    one, shared = train(Grouped, data(NAMES), 9), train(MultiHead, data(NAMES), 9)
+    one, shared = train(partial(Grouped, groups=[NAMES]), data(NAMES), 9), train(MultiHead, data(NAMES), 9)
     assert one.groups == [list(NAMES)]
     torch.testing.assert_close(flat(one.backbone, one.heads), flat(shared.backbone, shared.heads))
     each = train(partial(Grouped, groups=[[n] for n in NAMES]), data(NAMES), 9)
@@ -105,6 +105,7 @@ def test_gradients_do_not_cross_groups() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({}, r"groups: the names .* are needed, such as \[\[a, b\], \[c\]\]; for one group .* use MultiHead"),
         ({"groups": []}, r"groups: expected lists of names of tasks, such as \[\[a, b\], \[c\]\], got \[\]"),
         ({"groups": ["sum", "sign"]}, "groups: expected lists"),
         ({"groups": [["sum"], []]}, "groups: expected lists"),
