@@ -214,7 +214,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "a budget of its own": (
         {"rungs": {**LADDER["rungs"], "wide": {"class_path": "tests.ladder_toys.ToyTasks", "trainer": {}}}},
         [],
-        "toy.yaml, rungs.wide.trainer: a rung sets only its model; data, budget and selection rule are the same",
+        "toy.yaml, rungs.wide.trainer: a rung sets only its model: class_path, and its options under init_args; data, ",
     ),
     "an argument twice": (
         {"rungs": {**LADDER["rungs"], "wide": {"class_path": "tests.ladder_toys.ToyTasks", "init_args": {"lr": 1}}}},

@@ -101,8 +101,18 @@ def test_a_word_describes_the_configurations_whose_name_contains_it(capsys: pyte
 
 def test_a_configuration_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["configs", "maml_glyphs"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"] == "lightning_meta.MAML"
-    for words, message in {("nothing",): "no configuration has 'nothing'", ("maml", "anil"): "expected one"}.items():
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["model"]["class_path"] == "lightning_meta.MAML"
+    assert main(["configs", "maml_glyphs.yaml"]) == 0
+    assert capsys.readouterr().out == printed
+    refused = {
+        ("nothing",): "no configuration has 'nothing'",
+        ("maml_glypsh",): "did you mean maml_glyphs",
+        ("maml", "anil"): "expected one",
+        ("",): "expected one",
+        ("-x",): "expected one",
+    }
+    for words, message in refused.items():
         assert main(["configs", *words]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line

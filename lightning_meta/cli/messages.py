@@ -162,7 +162,8 @@ def parsing() -> Iterator[None]:
     except UserError:
         raise
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {reason_of(error, LONGEST)}"
+        said = f": {reason_of(error, LONGEST)}" if str(error) else ""
+        reason = f"{type(error).__name__}{said}"[:LONGEST]
         raise UserError(f"the configuration cannot be read ({reason}); --print_config shows a valid one") from error
 
 

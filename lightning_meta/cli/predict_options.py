@@ -45,7 +45,7 @@ def make_parser() -> Parser:
         type=str,
         nargs="+",
         metavar="COLUMN",
-        help="Columns of --table, such as IDs, that come first in the predictions as they are written.",
+        help="Columns of --table, such as IDs, to copy into the predictions, before the predicted columns.",
     )
     parser.add_argument(
         "--delimiter",

@@ -45,6 +45,10 @@ def predict_rows(config: Namespace, model: Any) -> None:
         )
     calibration = read_table_calibration(config.ckpt_path, model) if config.calibrated else None
     given, kept = (config.delimiter, config.decimal), config.keep or []
+    if ROW in kept:
+        raise UserError(
+            f"--keep: {ROW!r} is the column that counts the rows of the predictions; rename it in the table"
+        )
     predictions = predict_table(model, config.table, config.batch_size, "--table ", *given, calibration, kept)
     spelling = spelling_of(model.spec.table, config.table, *given)
     rows = len(next(iter(predictions.values())))

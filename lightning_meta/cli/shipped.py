@@ -87,12 +87,12 @@ def configs(args: Sequence[str]) -> None:
         print(USAGE)
     elif not args:
         print(_overview(files))
-    elif len(args) > 1:
-        raise UserError(f"configs: expected one name or one word, got {' '.join(args)}")
-    elif args[0] in files:
-        print(files[args[0]].read_text(encoding="utf-8"), end="")
+    elif len(args) > 1 or not re.fullmatch(r"\w+(\.yaml)?", args[0]):
+        raise UserError(f"configs: expected one name or one word, got {' '.join(args) or 'nothing'}")
+    elif (name := args[0].removesuffix(".yaml")) in files:
+        print(files[name].read_text(encoding="utf-8"), end="")
     else:
-        print(_descriptions(files, args[0]))
+        print(_descriptions(files, name))
 
 
 def _overview(files: Mapping[str, Path]) -> str:
@@ -117,7 +117,9 @@ def _descriptions(files: Mapping[str, Path], word: str) -> str:
     """A line for each configuration with a word in its name."""
     rows = {name: _first_sentence(file) for name, file in files.items() if word.lower() in name}
     if not rows:
-        raise UserError(f"configs: no configuration has {word!r} in its name; {LIST}")
+        close = difflib.get_close_matches(word, files, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else LIST
+        raise UserError(f"configs: no configuration has {word!r} in its name; {hint}")
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 

@@ -69,6 +69,8 @@ class DrawnTasks(TaskBatches):
         self._orders = _Orders(self._root)
         if self.tasks_per_batch == len(names) and len(set(self.sizes.values())) == 1 and not data.overlapping:
             self.gather_several(sum(self.sizes.values()))
+            # Each epoch has an order of all rows, however few of its batches are asked for.
+            self.at_once = min(self.at_once, self.batches * max(1, _AT_ONCE // sum(counts)))
 
     def ids(self, batch: int) -> dict[str, Tensor]:
         """Return the labelled examples of the batch of all ranks, by name of the task."""
@@ -161,7 +163,8 @@ class DrawnInputs(TaskBatches):
             count = min(count, self.batches - first % self.batches, (n - first % self.batches * size % n) // size)
         if not count:
             return None
-        parts = [(0, epoch, number * size, of * size, n) for epoch, number, of in _by_epoch(first, count, self.batches)]
+        epochs = _by_epoch(first, count, self.batches)
+        parts = [(0, epoch, number * size, batches * size, n) for epoch, number, batches in epochs]
         return torch.cat(self._orders.take_all(parts)).view(count, size).sort().values
 
     def _labelled(self, order: Tensor, rank: int, ranks: int) -> dict[str, Tensor]:

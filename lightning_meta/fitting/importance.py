@@ -23,8 +23,21 @@ from lightning_meta.report.drawing import save_figure
 from lightning_meta.run.tables import write_table
 from lightning_meta.sources.table_rows import Rows
 
-Alike = tuple[list[str], Tensor]  # tasks with the same rows, and these rows in ascending order
 SHOWN = 12  # maximum number of tasks in the figure, and of columns per task
+
+
+class _Part(NamedTuple):
+    """Tasks whose test rows are permuted together.
+
+    Attributes:
+        inputs: Inputs of the rows of the part, `(n, D)`.
+        groups: Names of the tasks with the same rows, and these rows among the inputs, in ascending order.
+        rows: Rows of each task among the inputs, in the order of its targets, by its name.
+    """
+
+    inputs: Tensor
+    groups: list[tuple[list[str], Tensor]]
+    rows: dict[str, Tensor]
 
 
 class Importance(NamedTuple):
@@ -104,8 +117,10 @@ def permutation_importance(
             "permutation_importance: the rows are not divided or scaled as in training; give the table of training, "
             "with the same division"
         )
-    x, parts = test.inputs, _parts(test)
-    before = {name: loss for part in parts for name, loss in _losses(module, x, test, part, batch_size).items()}
+    parts = _parts(test, test.inputs)
+    before = {
+        name: loss for part in parts for name, loss in _losses(module, part.inputs, test, part, batch_size).items()
+    }
     increases: dict[tuple[str, str], list[float]] = {
         (n, f.name): [] for n in test.names if n in before for f in table.features
     }
@@ -114,8 +129,8 @@ def permutation_importance(
         inputs = slice(start, start := start + len(feature.inputs))
         for repeat in range(repeats):
             for part in parts:
-                permuted = x.clone()
-                for names, rows in part:
+                x, permuted = part.inputs, part.inputs.clone()
+                for names, rows in part.groups:
                     draw = key(seed, name_key(feature.name), repeat, name_key(names[0]))
                     permuted[rows, inputs] = x[rows[choose(draw, len(rows), len(rows)).to(rows.device)], inputs]
                 for name, loss in _losses(module, permuted, test, part, batch_size).items():
@@ -127,27 +142,31 @@ def permutation_importance(
     return importances
 
 
-def _parts(test: TaskSet) -> list[list[Alike]]:
-    """Groups of tasks with the same rows, in parts that can be permuted together: no two groups of a part share rows.
+def _parts(test: TaskSet, x: Tensor) -> list[_Part]:
+    """Divide the tasks into parts in which no two groups of tasks share rows, so that all are permuted together.
 
     The values of a column are only permuted among the rows that have a label of the task.
     """
-    groups: dict[bytes, Alike] = {}
+    groups: dict[bytes, tuple[list[str], Tensor]] = {}
     for name, rows in test.rows.items():
         if len(rows):
             ascending = rows.cpu().sort().values
             groups.setdefault(ascending.numpy().tobytes(), ([], ascending))[0].append(name)
     alike = list(groups.values())
     rows_of_all = torch.cat([rows for _, rows in alike])
-    return [alike] if len(rows_of_all.unique()) == len(rows_of_all) else [[group] for group in alike]
+    apart = len(rows_of_all.unique()) == len(rows_of_all)
+    parts = []
+    for of_part in [alike] if apart else [[group] for group in alike]:
+        used = torch.cat([rows for _, rows in of_part]).sort().values
+        places = [(names, torch.searchsorted(used, rows)) for names, rows in of_part]
+        rows_of = {name: torch.searchsorted(used, test.rows[name].cpu()) for names, _ in of_part for name in names}
+        parts.append(_Part(x[used.to(x.device)], places, rows_of))
+    return parts
 
 
-def _losses(module: MultiTaskModule, x: Tensor, test: TaskSet, part: Sequence[Alike], size: int) -> dict[str, float]:
-    """The mean loss of each task of a part, computed from its rows alone."""
-    names = [name for group, _ in part for name in group]
-    used = torch.cat([rows for _, rows in part]).sort().values
-    rows = {name: torch.searchsorted(used, test.rows[name].cpu()) for name in names}
-    outputs = outputs_of(module, Rows(x[used.to(x.device)], rows, []), size)
+def _losses(module: MultiTaskModule, x: Tensor, test: TaskSet, part: _Part, batch_size: int) -> dict[str, float]:
+    """The mean loss of each task of a part."""
+    outputs = outputs_of(module, Rows(x, part.rows, []), batch_size)
     return {
         name: float(module.spec.tasks[name].losses(y, test.targets[name].to(y.device)).double().mean())
         for name, y in outputs.items()

@@ -76,11 +76,11 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
     Logged:
         - `val/score`, `test/score`: mean over tasks of each task's selection metric; higher is better. By default it is
           `accuracy` or `r2`, and `auroc` for rare labels. Metrics for which lower is better enter with a minus sign,
-          errors in units of the training targets' standard deviation, those of a torchmetrics class in units of the
-          error of their mean. A task's contribution is bounded below by twice the squared error of the mean (R² of −1;
-          for a class, as far below the value for the mean as a perfect one is above it) or twice the log loss of a
-          uniform guess, so that no single task dominates, and a task with fewer than five examples in the split does
-          not count, unless none has; a warning at the end of training names tasks at this bound in the best validation.
+          errors in units of the training targets' standard deviation. A torchmetrics class of errors is divided by the
+          error of the training mean. A task's contribution is bounded below by twice the squared error of the mean (R²
+          of −1), twice the log loss of a uniform guess, or for a class of errors −2, so that no single task dominates.
+          A task with fewer than five examples in the split does not count, unless none has. A warning at the end of
+          training names tasks at this bound in the best validation.
           Use `val/score` for checkpoints and early stopping: `lightning_meta.fit` does by default, and configurations
           set `checkpoint: {monitor: val/score}`.
         - `val/accuracy/<task>`, `val/f1/<task>` (macro average), `val/auroc/<task>`, `val/r2/<task>`, `val/mae/<task>`
@@ -318,7 +318,13 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
             self.tasks = spec
             self.update_init_args(tasks=spec)
             if self.trainer.is_global_zero:
-                changed = [name for name, task in spec.tasks.items() if task is not current.tasks[name]]
+                changed = [n for n, task in spec.tasks.items() if task.selection != current.tasks[n].selection]
+                if not changed:
+                    _log.info(
+                        "metric: the run was started by an earlier version, so errors by a class of torchmetrics stay "
+                        "in their own units in val/score, without a bound"
+                    )
+                    return
                 _log.info(
                     "metric: the run was started by an earlier version, so it keeps %s for its %d tasks of rare "
                     "labels, instead of %s",

@@ -7,7 +7,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -330,15 +330,8 @@ def in_order(losses: Tensor, present: list[str], names: list[str]) -> tuple[Tens
         names: Names of all T tasks.
     """
     if present == names:
-        return losses, _everyone(len(names)) if losses.is_cpu else losses.new_ones(len(names), dtype=torch.bool)
+        return losses, torch.ones(len(names), dtype=torch.bool, device=losses.device)
     numbers = {name: i for i, name in enumerate(names)}
     places = torch.tensor([numbers[name] for name in present], device=losses.device)
     of_all = losses.new_zeros(len(names)).index_copy(0, places, losses)
     return of_all, torch.zeros(len(names), dtype=torch.bool, device=losses.device).index_fill(0, places, True)
-
-
-@lru_cache(maxsize=8)
-def _everyone(tasks: int) -> Tensor:
-    """All T tasks are present, `(T,)`; kept, since in small steps each call of torch counts."""
-    with torch.inference_mode(False):
-        return torch.ones(tasks, dtype=torch.bool)

@@ -39,7 +39,7 @@ class Linear(MultiTaskModule):
     (`lightning_meta.functional.linear_models`). Training ends after the first validation.
 
     At a glance:
-        - Shared: nothing; with `pooled` all but the intercepts, among tasks of one type.
+        - Shared: nothing; with `pooled` all but the intercepts, by tasks of the same type and number of outputs.
         - Own: weights and an intercept; with `pooled` an intercept.
         - New task: refit.
 
@@ -101,7 +101,7 @@ class Linear(MultiTaskModule):
             return
         assert self.input_shape == next(iter(spec.input_shapes.values()))  # refuses inputs of different shapes
         if all(len(group) == 1 for group in self._groups()):
-            kinds = ", ".join(f"{n!r} ({type(t).__name__} of {t.outputs} outputs)" for n, t in spec.tasks.items())
+            kinds = ", ".join(f"{n!r} ({type(t).__name__}, outputs: {t.outputs})" for n, t in spec.tasks.items())
             raise UserError(
                 f"pooled: no two tasks are of one type and number of outputs, so none can share weights: {kinds}; use "
                 "pooled: false"
@@ -166,11 +166,11 @@ class Linear(MultiTaskModule):
         rows = iter(train)
         paths = zip(*(linear_models([next(rows) for _ in group], STRENGTHS) for group in groups), strict=True)
         models = min(paths, key=lambda models: self._mean_log_loss(val, models))
-        found: dict[str, Tensor] = {}
+        parameters: dict[str, Tensor] = {}
         for i, (group, (weight, intercepts)) in enumerate(zip(groups, models, strict=True)):
-            found[f"shared.{i}.weight" if self.pooled else f"heads.{numbers[group[0]]}.weight"] = weight.T
-            found |= {f"heads.{numbers[n]}.bias": b for n, b in zip(group, intercepts, strict=True)}
-        return found
+            parameters[f"shared.{i}.weight" if self.pooled else f"heads.{numbers[group[0]]}.weight"] = weight.T
+            parameters |= {f"heads.{numbers[n]}.bias": b for n, b in zip(group, intercepts, strict=True)}
+        return parameters
 
     def _mean_log_loss(self, rows: Sequence[Labelled], models: Sequence[tuple[Tensor, Tensor]]) -> float:
         """The mean over tasks of the logarithm of the loss on a split, without tasks that have no rows."""

@@ -80,11 +80,11 @@ def predict_table(
     if calibration is not None and (unknown := next((name for name in module.names if name not in calibrations), None)):
         raise UserError(f"calibration: it has no task {unknown!r}, which the model has; calibrate this model")
     columns = columns_in(data, argument, spelling_of(spec, data, delimiter, decimal))
+    reach = [max(-low, high) for low, high, *_ in module.spec.input_statistics.values()]
+    rows = rows_of(spec, module.names, columns, max(reach, default=np.inf))
     for name in keep:
         if name not in columns:
             raise UserError(f"--keep: the table has no column {name!r}; {instead_of(name, list(columns))}")
-    reach = [max(-low, high) for low, high, *_ in module.spec.input_statistics.values()]
-    rows = rows_of(spec, module.names, columns, max(reach, default=np.inf))
     shapes = set(map(tuple, module.spec.input_shapes.values()))
     if shapes != {rows.inputs.shape[1:]}:
         raise UserError(

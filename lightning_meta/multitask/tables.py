@@ -106,8 +106,12 @@ def as_before(spec: TasksSpec, stored: Any) -> TasksSpec:
         of_task = described.get(name) if isinstance(described, Mapping) else None
         init_args = of_task.get("init_args") if isinstance(of_task, Mapping) else None
         # Best scores before and after the resume must be of one metric, so the default of that time is kept.
-        if isinstance(init_args, Mapping) and "metric" not in init_args and task.selection != type(task).selection:
+        if not isinstance(init_args, Mapping):
+            continue
+        if "metric" not in init_args and task.selection != type(task).selection:
             tasks[name] = type(task)(**{**getattr(task, "_init_args", {}), "metric": None})
+        elif getattr(task, "reference", ()) and "reference" not in init_args:
+            tasks[name] = type(task)(**{**getattr(task, "_init_args", {}), "reference": ()})
     return spec if tasks == dict(spec.tasks) else replace(spec, tasks=tasks)
 
 

@@ -69,7 +69,8 @@ class Picture(Callback, ABC):
             with matplotlib.rc_context({"text.parse_math": False}):  # class names are plain text
                 save_figure(self.draw(pl_module, dataset, figures), figures / f"{self.file}.png")
         except Exception as error:
-            message = f"{type(error).__name__}: {reason_of(error, LONGEST)}"
+            said = f": {reason_of(error)}" if str(error) else ""
+            message = f"{type(error).__name__}{said}"[:LONGEST]
             _log.warning("figures/%s.png could not be drawn (%s)", self.file, message)
             _log.debug("why", exc_info=True)
 

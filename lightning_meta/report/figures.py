@@ -303,7 +303,7 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
             raise UserError(f"--metric {metric}: {file} has no finite value of it; leave the run out")
         step, value = columns["step"][finite], scale * columns[metric][finite]
         if (counted := columns.get(f"{metric}_tasks")) is not None:
-            tasks |= {int(count) for count in counted[finite]}
+            tasks |= {int(count) for count in counted[finite] if np.isfinite(count)}
         line, marker = LINES[number % len(LINES)]
         shade = str(0.7 * (number // len(LINES) % 3) / 2)
         drawn += axes.plot(step, value, ls=line, marker=marker, ms=3, color=shade)

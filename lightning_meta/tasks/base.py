@@ -142,8 +142,8 @@ class Task(Described, ABC):
     def comparable(self, score: float) -> float:
         """Convert a value of `selection` to the scale of `val/score`, the mean over tasks, where larger is better.
 
-        Errors are divided by the standard deviation of the training targets. Values are clipped from below at `floor`,
-        so that a single bad task does not dominate the mean.
+        Errors are divided by `unit`, which is the standard deviation of the training targets for built-in ones. Values
+        are clipped from below at `floor`, so that a single bad task does not dominate the mean.
         """
         signed = (score if self.selection_mode == "max" else -score) / self.unit
         return signed if signed != signed else max(signed, self.floor)

@@ -15,6 +15,9 @@ from lightning_meta.functional.weighted_metrics import weighted_mean
 from lightning_meta.tasks.base import MetricChoice, Task
 from lightning_meta.tasks.few_rows import FEWEST_ROWS
 
+MOST_ROWS = 2000
+"""Most training rows from which the bound of a torchmetrics class is computed."""
+
 
 class Regression(Task):
     """Regression trained with the squared error of standardised targets; the metric of episodes is the squared error.
@@ -30,8 +33,8 @@ class Regression(Task):
         scale: σ of each dimension, set by `fitted`; by default 1.
         metric: Metric that selects and compares models; by default R².
         median: Median of the training targets in standard units, of each dimension; set by `fitted`.
-        reference: Value of a torchmetrics class for the mean of the training targets, and for the targets themselves;
-            set by `fitted`, empty if the class is undefined for them.
+        reference: Value of a torchmetrics class for the mean of the training targets, and for perfect predictions; set
+            by `fitted`, empty if the class is undefined for the mean.
 
     >>> task = Regression(1).fitted(torch.tensor([[10.0], [14.0]]))
     >>> task.mean, task.scale, task.readable(torch.tensor([[0.5]]))
@@ -79,14 +82,14 @@ class Regression(Task):
     def floor(self) -> float:
         """The value of a model with twice the squared error of predicting the mean: R² is −1, an error is √2 σ.
 
-        For a torchmetrics class, it is as far below the value for the mean as that for the targets is above it.
+        For a torchmetrics class, it is as far below the value for the mean as that for perfect predictions is above it.
         """
         if self._choice is None or self._choice.kind is None:
             return -1.0 if self.selection == "r2" else -sqrt(2)
         if not self.reference:
             return -inf
-        of_mean, of_targets = (value if self.selection_mode == "max" else -value for value in self.reference)
-        return (2 * of_mean - of_targets) / self.unit
+        of_mean, gap = self._worse_and_gap
+        return (of_mean - gap) / self.unit
 
     @property
     def unit(self) -> float:
@@ -95,10 +98,18 @@ class Regression(Task):
         For a torchmetrics class of errors, it is the error of the mean of the training targets.
         """
         if self._choice is not None and self._choice.kind is not None:
-            of_mean, of_targets = self.reference or (1.0, 0.0)
-            return of_mean - of_targets if self.selection_mode == "min" and of_mean > of_targets else 1.0
+            return self._worse_and_gap[1] if self.reference and self.selection_mode == "min" else 1.0
         of_errors = self._choice is not None and self._choice.name in ("rmse", "mae") and self.scale
         return sum(self.scale) / len(self.scale) if of_errors else 1.0
+
+    @property
+    def _worse_and_gap(self) -> tuple[float, float]:
+        """The values of `reference` where higher is better: the worse one, and by how much the targets are better.
+
+        Where they are not better, as with constant training targets, the gap is 1 in the units of the metric.
+        """
+        of_mean, of_targets = (value if self.selection_mode == "max" else -value for value in self.reference)
+        return min(of_mean, of_targets), of_targets - of_mean if of_targets > of_mean else 1.0
 
     def constant(self) -> Tensor | None:
         """Return the mean of the training targets, 0 in standard units; their median for the mean absolute error."""
@@ -165,6 +176,7 @@ class Regression(Task):
         """Return the values of `reference` for the training targets `(n, outputs)`."""
         if self._choice is None or self._choice.kind is None:
             return ()
+        targets = targets[:: -(-len(targets) // MOST_ROWS)]  # the time of some classes grows with the square of n
         exact = self.standardised(targets, torch.float64)
         try:
             with warnings.catch_warnings():

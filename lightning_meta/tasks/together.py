@@ -87,9 +87,9 @@ class LossesTogether:
             of_outputs, of_targets = [outputs[n] for n in names], [targets[n] for n in names]
             task, counts = self.tasks[names[0]], [y.shape[0] for y in of_outputs]
             if 1 < len(names) <= _FEW and type(task) is Regression and min(counts):
+                of_outputs = [at_least_float32(y) for y in of_outputs]
                 y = self._standardised(names, counts, of_targets, task.outputs, of_outputs[0].dtype).split(counts)
-                pairs = zip(of_outputs, y, strict=True)
-                means.append((names, torch.stack([F.mse_loss(at_least_float32(o), of) for o, of in pairs])))
+                means.append((names, torch.stack([F.mse_loss(*pair) for pair in zip(of_outputs, y, strict=True)])))
             else:
                 means.append((names, self._of(names, of_outputs, of_targets).means()))
         return means
@@ -119,11 +119,11 @@ class LossesTogether:
     def _standardised(
         self, names: list[str], counts: list[int], targets: Sequence[Tensor], outputs: int, dtype: torch.dtype
     ) -> Tensor:
-        """Return the standardised targets of several regressions, `(M, outputs)`, at least in float32."""
+        """Return the standardised targets of several regressions, `(M, outputs)`, in a dtype."""
         joined = at_least_float32(torch.cat(list(targets)))
         mean, scale = self._standards_of_rows(names, counts, joined, outputs)
         joined = (joined - mean) / scale
-        return joined if joined.dtype == dtype else at_least_float32(joined.to(dtype))
+        return joined.to(dtype)
 
     def _standards_of_rows(self, names: list[str], counts: list[int], like: Tensor, outputs: int) -> _Standards:
         """Return μ and σ of every row, `(M, outputs)` each; those of the last batch if it had as many rows of each."""

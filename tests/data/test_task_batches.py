@@ -170,6 +170,12 @@ def test_batches_are_aligned_in_memory_in_the_same_way_wherever_a_run_begins(kin
         assert all(tensor.is_contiguous() for tensor in whole[2].targets.values())
 
 
+def test_orders_of_few_epochs_are_drawn_ahead_where_tasks_are_large() -> None:
+    large = {name: Examples(torch.zeros(300_000, 1), torch.zeros(300_000)) for name in "abc"}
+    assert DrawnTasks(TaskSet.of_examples(large), 0, 16, batches=1).at_once == 1
+    assert DrawnTasks(TaskSet.of_examples(large), 0, 16).at_once > 8
+
+
 def test_batches_in_another_order_are_gathered_one_by_one() -> None:
     whole = DRAWN["equal tasks"]()
     for b in (4, 2, 0, 3):

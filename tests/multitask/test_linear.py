@@ -286,7 +286,7 @@ def test_inputs_are_flattened_and_may_differ_in_shape(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_fitted_is_refused_before_training(tmp_path: Path) -> None:
-    kinds = "'sum' \\(Regression of 1 outputs\\), 'largest' \\(Classification of 3 outputs\\)"
+    kinds = "'sum' \\(Regression, outputs: 1\\), 'largest' \\(Classification, outputs: 3\\)"
     with pytest.raises(lm.UserError, match=f"no two tasks are of one type and number of outputs.*: {kinds}"):
         run(lm.Linear(pooled=True), toys.sums(), tmp_path)
     with pytest.raises(lm.UserError, match="backbone: there is no such option of Linear"):

@@ -264,6 +264,18 @@ def test_heads_of_absent_tasks_do_not_drift() -> None:
     assert len(set(map(frozenset, moved))) == 3
 
 
+def test_a_batch_of_all_tasks_does_not_hide_that_a_later_one_lacks_some() -> None:
+    module = train(MultiHead, data(), 1)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    names = module.names
+    found = []
+    for batch in (names, names[:1], names[1:], names, names[:2]):
+        module._note_batch(batch)
+        found.append(module.absent_tasks(optimizer))
+        module.on_before_optimizer_step(optimizer)
+    assert found == [set(), set(names[1:]), set(names[:1]), set(), set(names[2:])]
+
+
 class OwnStep(MultiHead):
     """A user's own training step."""
 

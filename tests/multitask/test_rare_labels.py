@@ -13,7 +13,14 @@ import lightning
 import pytest
 import torch
 from torch import Tensor
-from torchmetrics import ExplainedVariance, MeanSquaredError, MeanSquaredLogError, Metric, PearsonCorrCoef
+from torchmetrics import (
+    ExplainedVariance,
+    MeanSquaredError,
+    MeanSquaredLogError,
+    Metric,
+    NormalizedRootMeanSquaredError,
+    PearsonCorrCoef,
+)
 from torchmetrics.classification import BinaryCohenKappa
 
 import lightning_meta as lm
@@ -310,11 +317,79 @@ def test_an_override_that_is_not_called_any_more_is_refused() -> None:
         Old(backbone())
 
 
-def test_a_class_that_warns_of_constants_or_fails_on_them_fits_without_a_word() -> None:
+class FailsOnConstants(MeanSquaredError):
+    """Raises if all predictions are equal."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        if bool((preds == preds[0]).all()):
+            raise ValueError("constant")
+        super().update(preds, target)
+
+
+@pytest.mark.parametrize("kind", [Correlation, FailsOnConstants])
+def test_a_class_that_warns_of_constants_or_fails_on_them_fits_without_a_word(kind: type[Metric]) -> None:
     y = torch.randn(50, 1, generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert Regression(1, metric=Correlation).fitted(y).reference == ()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert Regression(1, metric=kind).fitted(y).reference == ()
+    assert not told
+
+
+@pytest.mark.parametrize("y", [torch.full((30, 1), 3.0), torch.tensor([[7.0]])])
+@pytest.mark.parametrize("kind", [MeanSquaredError, ExplainedVariance])
+def test_a_task_of_constant_training_targets_is_bounded_and_not_always_best(kind: type[Metric], y: Tensor) -> None:
+    task = Regression(1, metric=kind).fitted(y)
+    if task.reference:  # a class may be undefined for one row
+        best, bad = (1.0, -500.0) if kind is ExplainedVariance else (0.0, 1e4)
+        assert task.comparable(bad) == task.floor < task.comparable(best)
+    assert kind is ExplainedVariance or task.floor == -1.0
+
+
+def test_a_class_for_which_the_mean_is_better_than_the_targets_keeps_its_order() -> None:
+    """The error is divided by the mean of the targets, which is negative."""
+    task = Regression(1, metric=NormalizedRootMeanSquaredError)
+    task = task.fitted(-5 + torch.randn(50, 1, generator=torch.Generator().manual_seed(0)))
+    assert task.reference[0] < 0
+    assert task.comparable(-1.0) > task.comparable(0.0) > task.comparable(1e6)
+
+
+def test_a_long_table_bounds_a_class_by_some_of_its_rows() -> None:
+    seen: list[int] = []
+
+    class Counted(MeanSquaredError):
+        def update(self, preds: Tensor, target: Tensor) -> None:
+            seen.append(len(preds))
+            super().update(preds, target)
+
+    y = torch.randn(7001, 1, generator=torch.Generator().manual_seed(0)).double()
+    task = Regression(1, metric=Counted).fitted(y)
+    assert task.unit == pytest.approx(float(y.var()), rel=0.1)
+    assert max(seen) <= 2000
+
+
+def test_a_run_of_an_earlier_version_keeps_the_scale_of_a_class(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lightning_meta")
+    data = given({"r": Regression(1, metric=MeanSquaredError)}, {"r": lambda x, s: 40 * x[:, :1]})
+    trainer(20, callbacks=[RunCheckpoint("val/score")], logger=RunLogger(tmp_path, "run")).fit(
+        MultiHead(backbone()), datamodule=data
+    )
+    file = tmp_path / "run" / "0" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    tasks = checkpoint["lightning_meta"]["init_args"]["tasks"]["init_args"]["tasks"]
+    assert len(tasks["r"]["init_args"].pop("reference")) == 2  # which did not exist
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    scales = {}
+    for name, resumed in (("old", tmp_path / "old.ckpt"), ("new", file)):
+        module = MultiHead(backbone())
+        runner = trainer(30, callbacks=[RunCheckpoint("val/score")], logger=RunLogger(tmp_path, f"again {name}"))
+        runner.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+        scales[name] = module.spec.tasks["r"].unit
+    assert scales == {"old": 1.0, "new": pytest.approx(1600, rel=0.3)}
+    said = [r.getMessage() for r in caplog.records if "started by an earlier version" in r.getMessage()]
+    assert len(said) == 1
+    assert "stay in their own units" in said[0]
 
 
 def test_a_task_at_its_floor_is_named_where_the_best_validation_has_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -354,6 +354,7 @@ def test_predictions_are_written_as_the_table_is_and_keep_its_ids(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new = houses(), [{"id": f"0{i}=1,5", **row} for i, row in enumerate(houses(5, seed=1))]
+    new[0]["id"] = "-12,5"  # no formula
     source = table(with_commas(tmp_path / "houses.csv", old), delimiter=";", decimal=",")
     run = fit(source, METHODS["MultiHead"], epochs=1)
     file, options = with_commas(tmp_path / "new.csv", new), ["--ckpt_path", str(run), "--table", "new.csv"]
@@ -372,6 +373,10 @@ def test_predictions_are_written_as_the_table_is_and_keep_its_ids(
     ):
         assert main(["predict", *options, "--overwrite", "--keep", kept]) == 2
         assert told in capsys.readouterr().err
+    assert main(["predict", *options, "--overwrite", "--keep", "row"]) == 2
+    assert "--keep: 'row' is the column that counts the rows" in capsys.readouterr().err
+    assert main(["predict", *options, "--overwrite", "--delimiter", "|", "--keep", "id"]) == 2
+    assert "set delimiter=';'" in capsys.readouterr().err  # rather than that there is no such column to keep
     assert main(["predict", *options, "--overwrite", "--keep", "sold"]) == 2
     assert "--keep: 'sold' is the name of a column of the predictions" in capsys.readouterr().err
     # A table with points and commas is written with them.

@@ -20,6 +20,7 @@ from lightning_meta.tasks.together import LossesTogether
 from tests.multitask.toys import data, train, trainer
 
 HERE = torch.arange(6)
+ONE = Regression(1)
 ROWS: dict[str, Mapping[str, Tensor]] = {
     "of their own": Consecutive({f"t{i}": torch.arange(6 * i, 6 * i + 6) for i in range(5)}),
     "shared": Common.fromkeys([f"t{i}" for i in range(5)], HERE),
@@ -121,8 +122,28 @@ def test_losses_at_once_are_those_of_each_task(counts: list[int]) -> None:
     torch.testing.assert_close(group.values, torch.cat(own), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("counts", [[4], [4, 4], [5, 1, 3], [2, 0, 2], [3, 3, 3, 3], [0]])
+def test_mean_losses_at_once_are_those_of_each_task(counts: list[int], outputs: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = {f"t{i}": 100 + 3 * torch.randn(20, outputs, generator=generator) for i in range(len(counts))}
+    tasks = {name: Regression(outputs).fitted(of_task) for name, of_task in y.items()}
+    targets = {name: y[name][:count] for name, count in zip(tasks, counts, strict=True)}
+    predicted = {n: torch.randn(len(t), outputs, generator=generator).to(dtype) for n, t in targets.items()}
+    ((names, means),) = LossesTogether(tasks).means(predicted, targets)
+    assert names == list(tasks)
+    alone = [tasks[n].losses(predicted[n], targets[n]) for n in tasks]
+    torch.testing.assert_close(means, torch.stack([of.sum() / max(len(of), 1) for of in alone]))
+
+
 def test_metrics_at_once_are_those_of_each_task() -> None:
     wanted = []
+    # One task in turn with outputs of two dtypes, and with and without examples.
+    for rows in (8, 0, 8):
+        targets_of_one = torch.randn(rows, 1, generator=torch.Generator().manual_seed(0))
+        for dtype in (torch.float32, torch.float64):
+            wanted.append(Evaluation(targets_of_one.to(dtype) / 3, targets_of_one, ONE, "r2"))
     for counts in ([0, 1, 4], [5, 40, 7]):
         tasks, outputs, targets = tasks_with_examples(counts)
         for name, task in tasks.items():

@@ -85,8 +85,8 @@ def test_pictures_name_method_metric_chance_and_number_of_tasks(tmp_path: Path, 
 
 def test_curves_of_several_runs_name_the_number_of_tasks_in_the_mean(tmp_path: Path, drawn: list[Figure]) -> None:
     for name, tasks in (("a", "29"), ("b", "28")):
-        (tmp_path / name).mkdir()
-        content = f"step,val/auroc,val/auroc_tasks\n9,0.6,29\n19,,\n29,0.7,{tasks}\n"
+        (tmp_path / name).mkdir()  # an earlier version did not write the number, as in the first row
+        content = f"step,val/auroc,val/auroc_tasks\n4,0.5,\n9,0.6,29\n19,,\n29,0.7,{tasks}\n"
         (tmp_path / name / "metrics.csv").write_text(content)
     compare_training([tmp_path / "a"], tmp_path / "one.png", "val/auroc")
     compare_training([tmp_path / "a", tmp_path / "b"], tmp_path / "both.png", "val/auroc")

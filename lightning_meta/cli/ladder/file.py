@@ -244,8 +244,8 @@ def _model(file: str, rung: str, model: Any, common: Mapping[str, Any]) -> dict[
         raise UserError(f"{file}, rungs.{rung}: expected class_path and init_args, got {model!r}")
     if odd := [k for k in model if k not in ("class_path", "init_args", "weights")]:
         raise UserError(
-            f"{file}, rungs.{rung}.{odd[0]}: a rung sets only its model; data, budget and selection rule are the same "
-            "for all and belong under shared"
+            f"{file}, rungs.{rung}.{odd[0]}: a rung sets only its model: class_path, and its options under init_args; "
+            "data, budget and selection rule are the same for all and belong under shared"
         )
     own = _mapping(file, {f"rungs.{rung}.init_args": model.get("init_args")}, f"rungs.{rung}.init_args")
     if twice := [k for k in own if k in common]:
