@@ -118,6 +118,17 @@ def test_a_configuration_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         assert message in line
 
 
+@pytest.mark.parametrize("words", [[], ["glyphs"], ["maml_glyphs"]])
+def test_what_reads_the_output_may_end_early(words: list[str]) -> None:
+    command = [sys.executable, "-u", "-m", "lightning_meta", "configs", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # before anything is written
+        told = process.stderr.read()
+    assert (process.returncode, told) == (0, "")
+
+
 def test_versions_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("lightning_meta ")

@@ -7,10 +7,11 @@ versions, the list of configurations and wrong names are printed at once. The he
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -83,7 +84,7 @@ def main(args: Sequence[str] | None = None) -> int:
         with using_threads(command, options) as rest:
             if command in SHIPPED:
                 rest = with_shipped(rest, SHIPPED[command])
-            with nullcontext() if command == "configs" else _prepared():
+            with _pipe_may_close() if command == "configs" else _prepared():
                 COMMANDS[command](rest)
     except UserError as error:
         return _fail(reason_of(error), 2)
@@ -100,6 +101,16 @@ def main(args: Sequence[str] | None = None) -> int:
             return _interrupted()
         raise
     return 0
+
+
+@contextmanager
+def _pipe_may_close() -> Iterator[None]:
+    """Allow what reads the output to end early, as `head` does."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
 
 
 def _prepared() -> AbstractContextManager[None]:
