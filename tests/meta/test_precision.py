@@ -17,7 +17,7 @@ from lightning_meta.data import EpisodicDataModule
 from lightning_meta.describing import fixed_options
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
-from lightning_meta.multitask import MultiTaskModule
+from lightning_meta.multitask import Grouped, MultiTaskModule
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.testing import toys
 from tests.meta.oracles import relative_error
@@ -112,10 +112,15 @@ def test_mixed_precision_is_close_to_float32(name: str) -> None:
 WITH_BACKBONE = [method for method in MULTI_TASK if "backbone" not in fixed_options(method)]
 
 
+def of_sums(method: type[MultiTaskModule]) -> MultiTaskModule:
+    groups: dict[str, Any] = {"groups": [["sum", "sign"], ["largest"]]} if method is Grouped else {}
+    return method(MLP(4, (16, 16)), **groups)
+
+
 @pytest.mark.parametrize("method", WITH_BACKBONE)
 def test_multi_task_modules_train_in_mixed_precision(method: type[MultiTaskModule]) -> None:
     def make() -> MultiTaskModule:
-        return method(MLP(4, (16, 16)))
+        return of_sums(method)
 
     module, mixed = trained(make, toys.sums(), precision="bf16-mixed")
     _, exact = trained(make, toys.sums())
@@ -126,7 +131,7 @@ def test_multi_task_modules_train_in_mixed_precision(method: type[MultiTaskModul
 FLOAT16: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     **{name: (METHODS[name], data) for name in METHODS if "MAML" not in name},
     **{
-        method.__name__: (lambda method=method: method(MLP(4, (16, 16))), toys.sums)  # type: ignore[misc]
+        method.__name__: (lambda method=method: of_sums(method), toys.sums)  # type: ignore[misc]
         for method in WITH_BACKBONE
     },
 }
