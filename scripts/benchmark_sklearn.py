@@ -79,8 +79,10 @@ def rows() -> dict[str, Any]:
 def write_rows(table: str, file: Path) -> None:
     """Write X and y of each task and split of a table, divided and encoded as in the rows of the runner."""
     import numpy as np
+    from torch import Tensor
 
     import lightning_meta as lm
+    from lightning_meta.batches import SPLITS as PARTS
     from lightning_meta.data.files import data_folder
 
     tables = (data_folder() or Path()) / "tables"
@@ -94,10 +96,11 @@ def write_rows(table: str, file: Path) -> None:
     data = lm.MultiTaskDataModule(source)
     data.prepare_data()
     data.setup("test")
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for task in data.sets["test"].names:
-        for split in SPLITS:
+        for split in PARTS:
             of_split = data.sets[split]
+            assert isinstance(of_split.inputs, Tensor)
             arrays[f"{split}/x/{task}"] = of_split.inputs[of_split.rows[task]].numpy()
             arrays[f"{split}/y/{task}"] = of_split.targets[task].flatten().numpy()
     np.savez(file, **arrays)

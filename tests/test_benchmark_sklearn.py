@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import benchmark_sklearn
 import numpy as np
@@ -24,7 +25,7 @@ def test_a_process_is_measured_and_its_error_told() -> None:
 
 def test_scores_are_means_over_tasks_with_a_defined_metric(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for task, labels in (("even", (0, 1)), ("all of one class", (1, 1))):
         for split, count in (("train", 60), ("val", 20), ("test", 40)):
             arrays[f"{split}/x/{task}"] = x = random.normal(size=(count, 3)).astype(np.float32)
@@ -33,7 +34,7 @@ def test_scores_are_means_over_tasks_with_a_defined_metric(tmp_path: Path) -> No
     assert benchmark_sklearn.score_of_sklearn(tmp_path / "labels.npz", "linear", "test/auroc", 1) > 0.99
     assert benchmark_sklearn.score_of_sklearn(tmp_path / "labels.npz", "forest", "test/auroc", 1) > 0.95
     real = {name: a[:, 0] * 3 + 0.5 * a[:, 1] ** 2 for name, a in arrays.items() if "/x/" in name}
-    numbers = {**arrays, **{name.replace("/x/", "/y/"): y for name, y in real.items()}}
+    numbers: dict[str, Any] = {**arrays, **{name.replace("/x/", "/y/"): y for name, y in real.items()}}
     np.savez(tmp_path / "numbers.npz", **numbers)
     expected = []
     for task in ("even", "all of one class"):

@@ -185,19 +185,18 @@ class Mixed(lm.TaskSource):
     sources: ClassVar = {"regression": Planted(), "binary": Planted("binary")}
 
     def tasks(self) -> dict[str, Task]:
-        return {
-            f"{name} {kind}": task for name in "abc" for kind, of in self.sources.items() if (task := of.tasks()[name])
-        }
+        return {f"{name} {kind}": of.tasks()[name] for name in "abc" for kind, of in self.sources.items()}
 
     def sets(self) -> dict[Split, lm.TaskSet]:
         sets = {kind: of.sets() for kind, of in self.sources.items()}
+
+        def examples(of: lm.TaskSet, name: str) -> Examples:
+            assert isinstance(of.inputs, Tensor)
+            return Examples(of.inputs[of.rows[name]], of.targets[name])
+
         return {
             split: lm.TaskSet.of_examples(
-                {
-                    f"{n} {kind}": Examples(of[split].inputs[of[split].rows[n]], of[split].targets[n])
-                    for n in "abc"
-                    for kind, of in sets.items()
-                }
+                {f"{n} {kind}": examples(of[split], n) for n in "abc" for kind, of in sets.items()}
             )
             for split in SPLITS
         }
@@ -208,14 +207,13 @@ def test_tasks_of_one_type_are_pooled_where_there_are_several_types() -> None:
     model = lm.Linear(pooled=True, tasks=module.spec)
     model.load_state_dict(model.state_dict() | model.fitted(module.sets))
     train, test = labelled(module), labelled(module, "test")
-    fits = []
-    for first in (0, 1):
-        fits.append(list(linear_models(train[first::2], STRENGTHS)))
-        assert model.shared[first].weight.shape == (1, 5)
-    (chosen,) = [i for i, (w, _) in enumerate(fits[0]) if torch.allclose(model.shared[0].weight, w.T.float())]
+    fits = [list(linear_models(train[first::2], STRENGTHS)) for first in (0, 1)]
+    shared = [weight for name, weight in model.named_parameters() if name.startswith("shared")]
+    assert [weight.shape for weight in shared] == [(1, 5), (1, 5)]
+    (chosen,) = [i for i, (w, _) in enumerate(fits[0]) if torch.allclose(shared[0], w.T.float())]
     for first in (0, 1):
         weight, intercepts = fits[first][chosen]
-        torch.testing.assert_close(model.shared[first].weight.double(), weight.T, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(shared[first].double(), weight.T, rtol=1e-5, atol=1e-6)
         for rows, name, b in zip(test[first::2], model.names[first::2], intercepts, strict=True):
             found = model(rows.x.float(), {name: torch.arange(len(rows.y))})[name]
             torch.testing.assert_close(found.double(), rows.x @ weight + b, rtol=1e-4, atol=1e-4)
