@@ -27,7 +27,7 @@ import resource, sys
 moment, limit = sys.argv[1], int(sys.argv[2])
 from lightning_meta.cli import main
 from lightning_meta.run import AtomicCheckpointIO
-command = sys.modules["lightning_meta.fitting.summary"]
+import lightning_meta.fitting.summary as command
 
 def full():
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
