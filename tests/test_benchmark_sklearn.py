@@ -45,14 +45,31 @@ def test_scores_are_means_over_tasks_with_a_defined_metric(tmp_path: Path) -> No
     assert found == pytest.approx(np.mean(expected))
 
 
-def test_the_rows_of_a_table_are_those_of_the_runner(tmp_path: Path, data_folder: Path) -> None:
-    benchmark_sklearn.write_rows("enb", tmp_path / "enb.npz")
-    with np.load(tmp_path / "enb.npz") as stored:
-        assert {name: len(stored[f"{name}/x/Y1"]) for name in benchmark_sklearn.SPLITS} == {
-            "train": 461,
-            "val": 153,
-            "test": 154,
-        }
-    options, metric = benchmark_sklearn.rows()["multi_head_enb"]
-    assert metric == "test/r2"
-    assert not any(option.startswith("--seed_everything") for option in options)
+# Options of the source in the rows of the runner, without the path. The first row of Parkinson's has a configuration.
+SOURCES = {
+    "landmine": {"targets={mine: binary}", "task_column=field"},
+    "enb": {"targets={Y1: regression, Y2: regression}"},
+    "parkinsons": {"tasks=subjects", "target=total_UPDRS"},
+}
+
+
+@pytest.mark.parametrize("table", benchmark_sklearn.TABLES)
+def test_scikit_learn_has_the_rows_of_the_runner(table: str, tmp_path: Path, data_folder: Path) -> None:
+    benchmark_sklearn.write_rows(table, tmp_path / "rows.npz")
+    labels = {"landmine": 14_820, "enb": 2 * 768, "parkinsons": 5875}[table]
+    with np.load(tmp_path / "rows.npz") as stored:
+        examples = [
+            sum(len(stored[name]) for name in stored if name.startswith(f"{split}/y/"))
+            for split in benchmark_sklearn.SPLITS
+        ]
+    assert sum(examples) == labels
+    assert [count / labels for count in examples] == pytest.approx([0.6, 0.2, 0.2], abs=0.02)
+    rows = benchmark_sklearn.rows()
+    for method in benchmark_sklearn.METHODS:  # none divides or encodes the table in another way
+        options, metric = rows[f"{method}_{table}"]
+        prefix = "--data.source."
+        given = {option.removeprefix(prefix) for option in options if option.startswith(prefix)}
+        source = {option for option in given if not option.startswith("path=")}
+        assert source == (set() if options[0].endswith("linear_parkinsons.yaml") else SOURCES[table])
+        assert metric == ("test/auroc" if table == "landmine" else "test/r2")
+        assert not any(option.startswith("--seed_everything") for option in options)
