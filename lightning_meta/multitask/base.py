@@ -523,13 +523,12 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
             self._warn("val", self._floor_line(table))
         score = values.pop("val/score")
         if self.trainer.state.fn == "fit":
-            self.log("val/score", score, prog_bar=True, logger=False)
-            self._log_at_once({"val/score": score, **values})
+            self._log_at_once({"val/score": score, **values}, in_progress_bar=("val/score",))
         else:
             self.log("val/score", score, prog_bar=True)
             self.log_dict(values)
 
-    def _log_at_once(self, values: Mapping[str, float]) -> None:
+    def _log_at_once(self, values: Mapping[str, float], in_progress_bar: Sequence[str]) -> None:
         """Log as `log_dict` would in a validation during training, which takes a millisecond per value."""
         trainer, default = self.trainer, torch.get_default_dtype()
         dtype = default if default in (torch.float32, torch.float64) else torch.float32  # as Lightning keeps them
@@ -537,6 +536,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         metrics = dict(zip(values, kept.unbind(), strict=True))
         trainer.callback_metrics.update(metrics)
         trainer.logged_metrics.update(metrics)
+        trainer.progress_bar_metrics.update({name: float(metrics[name]) for name in in_progress_bar})
         if not trainer.sanity_checking:
             step = logged_step(trainer)
             numbers = {**dict(zip(values, kept.tolist(), strict=True)), "epoch": trainer.current_epoch}

@@ -219,15 +219,11 @@ class RecordTable:
     def _evaluated(self, tasks: Mapping[str, Task]) -> dict[str, dict[str, float]]:
         """The selection metric of each task and those beside it, all at once, by name of the task and of the metric."""
         if not self._values:
-            of_tasks = [(n, dict.fromkeys((task.selection, *task.beside))) for n, task in tasks.items()]
-            asked = [(name, metric) for name, metrics in of_tasks for metric in metrics]
-            records = self.of
-            values = evaluated(
-                [Evaluation(records[n].outputs, records[n].targets, tasks[n], metric) for n, metric in asked]
-            )
-            self._values = {name: {} for name in tasks}
-            for (name, metric), value in zip(asked, values, strict=True):
-                self._values[name][metric] = value
+            wanted = []
+            for name, task in tasks.items():
+                metrics = task.beside if task.selection in task.beside else (task.selection, *task.beside)
+                wanted.append(Evaluation(self.of[name].outputs, self.of[name].targets, task, metrics))
+            self._values = dict(zip(tasks, evaluated(wanted), strict=True))
         return self._values
 
     def example_scores(self, tasks: Mapping[str, Task]) -> Tensor:

@@ -53,10 +53,10 @@ def counted(stage: str, scores: Mapping[str, Mapping[str, float]], few: Collecti
     return numbers
 
 
-def few_rows(table: RecordTable) -> list[str]:
+def few_rows(table: RecordTable) -> set[str]:
     """The tasks whose score does not count in means over tasks, since they have too few examples in the split."""
     enough = enough_rows(table.counts)
-    return [name for name, counts in zip(table.of, enough, strict=True) if not counts]
+    return {name for name, counts in zip(table.of, enough, strict=True) if not counts}
 
 
 def comparable(tasks: Mapping[str, Task], scores: Sequence[float], few: Collection[str]) -> list[float]:
@@ -68,10 +68,10 @@ def comparable(tasks: Mapping[str, Task], scores: Sequence[float], few: Collecti
         few: Tasks with too few examples to count, which get NaN.
     """
     # `Task.comparable` would raise −∞ to the task's floor, and a diverged task would then look like a merely bad one.
-    signs = [1 if task.selection_mode == "max" else -1 for task in tasks.values()]
+    worst = {"max": -inf, "min": inf}
     return [
-        nan if name in few else -inf if sign * score == -inf else task.comparable(score)
-        for sign, (name, task), score in zip(signs, tasks.items(), scores, strict=True)
+        nan if name in few else -inf if score == worst[task.selection_mode] else task.comparable(score)
+        for (name, task), score in zip(tasks.items(), scores, strict=True)
     ]
 
 

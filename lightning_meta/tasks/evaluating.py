@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from math import nan
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,48 +18,42 @@ from lightning_meta.tasks.regression import Regression
 from lightning_meta.tasks.together import standards_of
 
 Rows = npt.NDArray[np.float64]
-Joined = dict[Hashable, tuple["_Segments", Rows, Rows]]
-"""Joint outputs and targets of several tasks, which several metrics need."""
 
 LARGE = 10_000
 """Tasks with more examples are evaluated one by one: it is as fast, and `mean` adds pairwise, which is more exact."""
 
 
 class Evaluation(NamedTuple):
-    """A metric to evaluate.
+    """Predictions for a task, and the metrics to evaluate.
 
     Attributes:
         outputs: Network outputs, `(n, outputs)`, on the CPU.
         targets: Targets, `(n, ...)`.
         task: The task.
-        metric: One of its `names`, or its `selection`.
+        metrics: Some of its `names`, or its `selection`.
     """
 
     outputs: Tensor
     targets: Tensor
     task: Task
-    metric: str
+    metrics: Sequence[str]
 
 
-def evaluated(evaluations: Sequence[Evaluation]) -> list[float]:
-    """Return `task.evaluate(outputs, targets, metric)` of each in double precision, equal up to rounding."""
-    values = [nan] * len(evaluations)
+def evaluated(evaluations: Sequence[Evaluation]) -> list[dict[str, float]]:
+    """Return `task.evaluate(outputs, targets, metric)` of each by metric, in double precision, equal up to rounding."""
+    values: list[dict[str, float]] = [{} for _ in evaluations]
     alike: dict[Hashable, list[int]] = {}
-    of_last: Hashable = None
     for i, one in enumerate(evaluations):
-        last = evaluations[i - 1]
-        if not i or one.task is not last.task or one.outputs is not last.outputs:  # several metrics follow each other
-            of_last = _kind_of_task(one)
-        kind = None if of_last is None else _kind(one, of_last)
-        if kind is None:
-            values[i] = one.task.evaluate(one.outputs.double(), one.targets, one.metric)
-        else:
-            alike.setdefault(kind, []).append(i)
-    joined: Joined = {}
-    for numbers in alike.values():
+        alike.setdefault(_kind(one), []).append(i)
+    for kind, numbers in alike.items():
         of_kind = [evaluations[i] for i in numbers]
-        for i, value in zip(numbers, _METRICS[of_kind[0].metric](of_kind, joined).tolist(), strict=True):
-            values[i] = value
+        together = {metric: column.tolist() for metric, column in _together(kind, of_kind).items()}
+        for place, (i, one) in enumerate(zip(numbers, of_kind, strict=True)):
+            for metric in one.metrics:
+                if metric in together:
+                    values[i][metric] = together[metric][place]
+                else:
+                    values[i][metric] = one.task.evaluate(one.outputs.double(), one.targets, metric)
     return values
 
 
@@ -75,69 +69,43 @@ def means_of(values: Sequence[Tensor]) -> list[float]:
     return means
 
 
-def _kind_of_task(one: Evaluation) -> Hashable:
+def _kind(one: Evaluation) -> Hashable:
     """Return a key shared by tasks that can be evaluated together; None if the task must evaluate itself."""
-    task, targets, kind, chosen = one.task, one.targets, type(one.task), one.task.chosen
-    if not (chosen is None or isinstance(chosen, str)) or not 0 < one.outputs.shape[0] <= LARGE:
+    task, kind, rows = one.task, type(one.task), one.outputs.shape[0]
+    if not 0 < rows <= LARGE or not (task.chosen is None or isinstance(task.chosen, str)):
         return None
     if kind in (Classification, Binary, Multilabel):
         return kind, task.outputs
-    if kind is Regression and targets.is_floating_point():
-        return kind, task.outputs, targets.dtype, one.outputs.dtype
+    if kind is Regression and one.targets.is_floating_point():
+        return kind, task.outputs, one.targets.dtype, one.outputs.dtype, rows < FEWEST_ROWS
     return None
 
 
-def _kind(one: Evaluation, of_task: Hashable) -> Hashable:
-    """Return a key shared by evaluations that can be computed together, given that of the task; None if it cannot."""
-    metric = one.metric
-    if metric not in _METRICS or (metric == "accuracy") is (type(one.task) is Regression):
-        return None
-    if metric == "r2" and one.outputs.shape[0] < FEWEST_ROWS:
-        return None
-    return metric, of_task
-
-
-def _accuracy(of_kind: Sequence[Evaluation], joined: Joined) -> Rows:
+def _together(kind: Hashable, of_kind: Sequence[Evaluation]) -> dict[str, Rows]:
+    """Return the metrics that are computed for all tasks of a kind at once, `(T,)` each."""
+    if kind is None:
+        return {}
+    segments = _Segments([one.outputs.shape[0] for one in of_kind])
+    outputs = torch.cat([one.outputs for one in of_kind]).double()
+    targets = torch.cat([one.targets for one in of_kind])
     task = of_kind[0].task
-    assert isinstance(task, Classification | Binary | Multilabel)
-    outputs, targets = (torch.cat([one[i] for one in of_kind]) for i in (0, 1))  # type: ignore[misc]
-    right = task.right(outputs.double(), targets).numpy()
-    return _Segments([one.outputs.shape[0] for one in of_kind]).means(right)
-
-
-def _r2(of_kind: Sequence[Evaluation], joined: Joined) -> Rows:
-    segments, outputs, targets = _standardised(of_kind, joined)
-    variance = segments.means(np.square(targets - segments.rows(segments.means(targets))))
-    error = segments.means(np.square(outputs - targets))
-    # R² is undefined if all targets of a task are equal; rounding can leave their computed variance above 0.
-    raw = torch.cat([one.targets for one in of_kind]).numpy()
-    equal = np.logical_and.reduceat(raw == raw[segments.starts].repeat(segments.counts, 0), segments.starts)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        of_columns: Rows = np.where(equal, np.nan, 1 - error / variance)
-    means: Rows = of_columns.mean(-1)
-    return means
-
-
-def _mae(of_kind: Sequence[Evaluation], joined: Joined) -> Rows:
-    segments, outputs, targets = _standardised(of_kind, joined)
-    scales = [getattr(one.task, "scale", ()) or (1.0,) * one.task.outputs for one in of_kind]
-    return segments.means((np.abs(outputs - targets) * segments.rows(np.array(scales))).mean(-1))
-
-
-_METRICS: dict[str, Callable[[Sequence[Evaluation], Joined], Rows]] = {"accuracy": _accuracy, "r2": _r2, "mae": _mae}
-
-
-def _standardised(of_kind: Sequence[Evaluation], joined: Joined) -> tuple[_Segments, Rows, Rows]:
-    """Return outputs and targets in standard units, in double precision, once for all metrics of the same tasks."""
-    which = tuple((id(one.outputs), id(one.targets), id(one.task)) for one in of_kind)
-    if which not in joined:
-        segments = _Segments([one.outputs.shape[0] for one in of_kind])
-        outputs = torch.cat([one.outputs for one in of_kind]).double()
-        targets = torch.cat([one.targets for one in of_kind])
-        mean, scale = (segments.rows(of.numpy()) for of in standards_of([one.task for one in of_kind], targets))
-        in_units: Rows = ((targets.numpy() - mean) / scale).astype(np.float64)  # in the dtype of the targets first
-        joined[which] = segments, outputs.numpy(), in_units
-    return joined[which]
+    if isinstance(task, Classification | Binary | Multilabel):
+        return {"accuracy": segments.means(task.right(outputs, targets).numpy())}
+    mean, scale = np.array(standards_of([one.task for one in of_kind]), dtype=np.float64).swapaxes(0, 1)
+    raw = targets.numpy()
+    # Standardised in the dtype of the targets first, as in the losses.
+    in_units: Rows = (raw - segments.rows(mean.astype(raw.dtype))) / segments.rows(scale.astype(raw.dtype))
+    in_units = in_units.astype(np.float64)
+    errors = outputs.numpy() - in_units
+    found = {"mae": segments.means(np.abs(errors) * segments.rows(scale)).mean(-1)}
+    if of_kind[0].outputs.shape[0] >= FEWEST_ROWS:
+        # R² is undefined if all targets of a task are equal; rounding can leave their computed variance above 0.
+        equal = np.logical_and.reduceat(raw == segments.rows(raw[segments.starts]), segments.starts)
+        variance = segments.means(np.square(in_units - segments.rows(segments.means(in_units))))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            of_columns: Rows = np.where(equal, np.nan, 1 - segments.means(np.square(errors)) / variance)
+        found["r2"] = of_columns.mean(-1)
+    return found
 
 
 class _Segments:
@@ -153,6 +121,6 @@ class _Segments:
         means: Rows = sums / self.counts.reshape(-1, *[1] * (sums.ndim - 1))
         return means
 
-    def rows(self, of_tasks: Rows) -> Rows:
+    def rows(self, of_tasks: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Repeat the value of each task for its rows."""
         return of_tasks.repeat(self.counts, 0)

@@ -146,18 +146,18 @@ class LossesTogether:
         if which not in self._standards:
             alike = {n: t for n, t in self.tasks.items() if type(t) is Regression and t.outputs == outputs}
             numbers = {name: number for number, name in enumerate(alike)}
-            self._standards[which] = numbers, standards_of(list(alike.values()), like)
+            mean, scale = like.new_tensor(standards_of(list(alike.values()))).unbind(1)
+            self._standards[which] = numbers, (mean.contiguous(), scale.contiguous())
         return self._standards[which]
 
 
-def standards_of(tasks: Sequence[Task], like: Tensor) -> _Standards:
-    """Return μ and σ of T regressions with the same number of outputs, `(T, outputs)` each; 0 and 1 if not fitted."""
+def standards_of(tasks: Sequence[Task]) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Return μ and σ of T regressions with the same number of outputs, `(T, 2, outputs)`; 0 and 1 if not fitted."""
     pairs = []
     for task in tasks:
         assert isinstance(task, Regression)
         pairs.append((task.mean, task.scale) if task.scale else ((0.0,) * task.outputs, (1.0,) * task.outputs))
-    mean, scale = like.new_tensor(pairs).unbind(1)
-    return mean.contiguous(), scale.contiguous()
+    return pairs
 
 
 def _rows_of(standards: _Standards, counts: Sequence[int], tasks: Tensor) -> _Standards:

@@ -143,20 +143,20 @@ def test_metrics_at_once_are_those_of_each_task() -> None:
     for rows in (8, 0, 8):
         targets_of_one = torch.randn(rows, 1, generator=torch.Generator().manual_seed(0))
         for dtype in (torch.float32, torch.float64):
-            wanted.append(Evaluation(targets_of_one.to(dtype) / 3, targets_of_one, ONE, "r2"))
+            wanted.append(Evaluation(targets_of_one.to(dtype) / 3, targets_of_one, ONE, ["r2"]))
     for counts in ([0, 1, 4], [5, 40, 7]):
         tasks, outputs, targets = tasks_with_examples(counts)
         for name, task in tasks.items():
-            for metric in task.names:
-                wanted.append(Evaluation(outputs[name].float(), targets[name], task, metric))
+            wanted.append(Evaluation(outputs[name].float(), targets[name], task, task.names))
             for spoilt in (nan, inf):
-                wanted.append(Evaluation(outputs[name] * spoilt, targets[name], task, task.selection))
+                wanted.append(Evaluation(outputs[name] * spoilt, targets[name], task, [task.selection]))
             if len(targets[name]):
                 equal = targets[name][:1].expand_as(targets[name])
-                wanted.append(Evaluation(outputs[name], equal, task, task.selection))
-    alone = [one.task.evaluate(one.outputs.double(), one.targets, one.metric) for one in wanted]
-    assert evaluated(wanted) == pytest.approx(alone, rel=1e-12, abs=1e-12, nan_ok=True)
-    assert sum(value == value for value in alone) > 100
+                wanted.append(Evaluation(outputs[name], equal, task, [task.selection, *task.beside]))
+    alone = [{m: one.task.evaluate(one.outputs.double(), one.targets, m) for m in one.metrics} for one in wanted]
+    for found, expected in zip(evaluated(wanted), alone, strict=True):
+        assert found == pytest.approx(expected, rel=1e-12, abs=1e-12, nan_ok=True)
+    assert sum(value == value for of in alone for value in of.values()) > 100
 
 
 def test_training_logs_what_a_validation_of_the_same_weights_returns() -> None:
