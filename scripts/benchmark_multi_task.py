@@ -3,7 +3,8 @@
     python scripts/benchmark_multi_task.py
 
 - `steps`: a training step of `MultiHead` including its batch, compared with a loop of plain torch with the same network
-  and optimiser, and targets standardised beforehand. Tasks have separate rows, or share them.
+  and optimiser, and targets standardised beforehand, and with LibMTL if it is installed. Tasks have separate rows, or
+  share them.
 - `trainer`: the same with `lightning.Trainer`, compared with a LightningModule without logging and epochs as long.
 - `validation`: a validation with the Trainer, including scores, logs and records, compared with the predictions alone.
 - `strategies`: a step of `Independent` with `loop`, with `vmap`, and with the choice of `auto`.
@@ -14,6 +15,7 @@ The networks are MLPs 64-64 on 16 inputs, except in the last part; each task has
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import sys
 import tempfile
@@ -28,6 +30,7 @@ from unittest import mock
 import lightning
 import torch
 from benchmark_independent import NETWORKS, data, made, trained
+from benchmarks import libmtl
 from benchmarks.measure import Timing, side_by_side
 from rich.console import Console
 from rich.table import Table
@@ -217,17 +220,21 @@ def seconds_under(fit: Callable[[lightning.Trainer], None], steps: int) -> float
 
 
 def steps(table: Table, options: argparse.Namespace) -> None:
-    """Compare training steps with plain torch."""
+    """Compare training steps with plain torch, and with LibMTL where it is installed."""
     for tasks in options.tasks:
         for shared in (False, True):
             module, datamodule, network = parts(tasks, shared, options.rows)
             check_same(module, datamodule, network, shared)
+            batches, copied = PlainBatches(datamodule.sets["train"], shared), copy.deepcopy(network)
             sides = {
                 "ours": step_of(module, datamodule),
-                "plain": plain_step_of(network, PlainBatches(datamodule.sets["train"], shared)),
+                "plain torch": plain_step_of(network, batches),
+                "LibMTL": libmtl.step_of(copied.backbone, copied.heads, batches),
             }
-            took = side_by_side(sides, CPU, options.repeats, options.seconds, time.process_time)
-            add(table, f"step, {tasks} tasks, {kind(shared)}", took["ours"], "plain torch", took["plain"])
+            there = {name: step for name, step in sides.items() if step is not None}
+            took = side_by_side(there, CPU, options.repeats, options.seconds, time.process_time)
+            for peer in list(there)[1:]:
+                add(table, f"step, {tasks} tasks, {kind(shared)}", took["ours"], peer, took[peer])
 
 
 def trainer(table: Table, options: argparse.Namespace) -> None:
