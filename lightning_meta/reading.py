@@ -8,20 +8,38 @@ from __future__ import annotations
 
 import os
 import stat
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, similar
 
 # Far above what this package writes; PyYAML reads some 100 kB a second.
 LARGEST_YAML, LARGEST_TEXT, LARGEST_TABLE = 2**18, 2**24, 2**27  # bytes
+MOST_FILES = 10_000  # of a folder, among which a similar name is looked for
 MOST_NODES, DEEPEST = 100_000, 100  # limits for YAML; a value repeated by reference counts each time
 
 
 class TooLargeError(yaml.YAMLError):
     """A document expands to too many values."""
+
+
+def no_file(path: str | os.PathLike[str]) -> str:
+    """Say that there is no such file, and suggest a similar one in its folder.
+
+    >>> import lightning_meta
+    >>> no_file(Path(lightning_meta.__file__).parent / "batchs.py")
+    'there is no file ...batchs.py; did you mean batches.py?'
+    """
+    missing = Path(path)
+    try:
+        files = [f.name for f in islice(missing.parent.iterdir(), MOST_FILES) if f.suffix == missing.suffix]
+    except (OSError, ValueError):  # there is no such folder either, or the name is impossible
+        files = []
+    close = similar(missing.name, files)
+    return f"there is no file {path}" + (f"; did you mean {close}?" if close else "")
 
 
 def check_regular(path: str | os.PathLike[str]) -> int:
@@ -39,7 +57,7 @@ def check_regular(path: str | os.PathLike[str]) -> int:
     try:
         status = Path(path).stat()
     except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}") from error
+        raise UserError(no_file(path)) from error
     except (OSError, ValueError) as error:  # a loop of links, a name that is too long or has a NUL in it
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if stat.S_ISDIR(status.st_mode):

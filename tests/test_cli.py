@@ -437,6 +437,30 @@ def test_bad_configuration_files(capsys: pytest.CaptureFixture[str]) -> None:
         assert expected in said
 
 
+@pytest.mark.parametrize(
+    ("command", "file", "said"),
+    [
+        ("fit", "here/protonet_glyph.yaml", "did you mean protonet_glyphs.yaml?"),
+        ("ladder", "here/ladder_tabel.yaml", "did you mean ladder_table.yaml?"),
+        ("sweep", "here/maml_glyph.yaml", "did you mean maml_glyphs.yaml?"),
+        ("fit", "nowhere/protonet_glyphs.yaml", "did you mean --config protonet_glyphs, which is shipped?"),
+        ("fit", "nowhere/else.yaml", "there is no file"),
+    ],
+)
+def test_a_missing_configuration_names_a_similar_file(
+    command: str, file: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("protonet_glyphs", "ladder_table", "maml_glyphs"):
+        Path("here").mkdir(exist_ok=True)
+        (Path("here") / f"{name}.yaml").touch()
+    assert run(command, "--config", file) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    assert file in error
+    assert ("did you mean" in error) == ("did you mean" in said)
+
+
 def test_the_checkpoint_of_another_class_or_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("fit", "--config", "maml.yaml") == 0
     assert run("fit", "--config", "toy.yaml", "--ckpt_path=runs/maml/0") == 2

@@ -11,7 +11,7 @@ import yaml
 
 from lightning_meta.cli.shipped import as_given
 from lightning_meta.errors import UserError, reason_of
-from lightning_meta.reading import LARGEST_YAML, TooLargeError, compose_yaml, read_text, read_yaml
+from lightning_meta.reading import LARGEST_YAML, TooLargeError, compose_yaml, no_file, read_text, read_yaml
 
 BESIDE = ("class_path", "init_args", "dict_kwargs")  # the keys that are allowed beside a class_path
 
@@ -72,6 +72,8 @@ def check_yaml(file: Path, of_fit: bool = False) -> list[str]:
         raise UserError(f"--config: {file} is not UTF-8 text; name a YAML file") from error
     except UserError as error:
         raise UserError(f"--config: {error}") from error
+    except FileNotFoundError as error:
+        raise UserError(f"--config: {no_file(file)}") from error
     except OSError as error:
         raise UserError(f"--config: {file} cannot be read ({error.strerror})") from error
     try:

@@ -14,14 +14,17 @@ import typing
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from traceback import walk_tb
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_meta.cli.refusal import Refusal, read_refusal
+from lightning_meta.cli.shipped import shipped
 from lightning_meta.describing import FACTORIES, fixed_options
-from lightning_meta.errors import UserError, reason_of
+from lightning_meta.errors import UserError, reason_of, similar
 from lightning_meta.import_paths import import_class
+from lightning_meta.reading import no_file
 
 LONGEST = 400
 _NO_ATTRIBUTE = r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'"
@@ -106,7 +109,11 @@ def _message(refusal: Refusal, options: list[str], command: str) -> str | None:
     if refusal.expected and reason.startswith(("Expected", "Import path")):
         return f"expected {_type(refusal.expected)}, got {refusal.value}; {_pointer(command)}"
     if found := re.fullmatch(r"File does not exist: '?([^']*)'?", reason):
-        return f"there is no file {found[1]}"
+        message = no_file(found[1])
+        if refusal.key != "config" or "did you mean" in message:
+            return message
+        name = similar(Path(found[1]).stem, shipped())
+        return f"{message}; did you mean --config {name}, which is shipped?" if name else message
     return None
 
 

@@ -33,21 +33,16 @@ def step_of(backbone: nn.Module, heads: Iterable[nn.Module], batches: Iterable[B
     utils: Any = types.ModuleType("torchvision.models.utils")  # of an older torchvision, which LibMTL imports
     utils.load_state_dict_from_url = torch.hub.load_state_dict_from_url
     sys.modules.setdefault(utils.__name__, utils)
-    libmtl = peer("LibMTL")
-    if libmtl is None:
+    library = peer("LibMTL")
+    if library is None:
         return None
-
-    class Error(libmtl.loss.AbsLoss):  # type: ignore[misc]
-        def compute_loss(self, pred: Tensor, gt: Tensor) -> Tensor:
-            return F.mse_loss(pred, gt)
-
-    class Model(libmtl.architecture.HPS, libmtl.weighting.EW):  # type: ignore[misc]
-        pass
-
+    error = type("Error", (library.loss.AbsLoss,), {"compute_loss": lambda self, pred, gt: F.mse_loss(pred, gt)})
+    method: Any = type("Method", (library.architecture.HPS, library.weighting.EW), {})
     decoders = nn.ModuleDict({f"task_{i}": head for i, head in enumerate(heads)})
-    names, losses = list(decoders), {name: Error() for name in decoders}
+    names = list(decoders)
+    losses: dict[str, Any] = {name: error() for name in names}
     drawn = chain.from_iterable(repeat(batches))
-    model = Model(names, lambda: backbone, decoders, False, True, torch.device("cpu"))
+    model = method(names, lambda: backbone, decoders, False, True, torch.device("cpu"))
     optimizer = torch.optim.Adam(model.parameters())
 
     def step() -> Tensor:

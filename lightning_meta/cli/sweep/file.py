@@ -13,6 +13,7 @@ from lightning_meta.cli.config_text import read_config
 from lightning_meta.cli.fit import fit_options
 from lightning_meta.errors import UserError
 from lightning_meta.modes import contradiction, known_mode
+from lightning_meta.reading import no_file
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def read_sweep(file: str | Path) -> Sweep:
     """
     path = Path(file)
     if not path.exists():
-        raise UserError(f"--config: there is no file {file}; `lightning-meta configs` lists the shipped sweeps")
+        raise UserError(f"--config: {no_file(file)}")
     content = read_config(path)
     if not isinstance(content, dict) or not isinstance(content.get("parameters") or None, dict):
         raise UserError(f"{file} is not a sweep: it has no parameters; run a configuration with lightning-meta fit")
