@@ -28,6 +28,8 @@ from lightning_meta.tasks.few_rows import FEWEST_ROWS, enough_rows
 
 _log = logging.getLogger(__name__)
 
+LEAST_AT_ONCE, MOST_AT_ONCE = 512, 8192  # inputs of a batch in evaluation
+
 
 class MultiTaskDataModule(SourceDataModule):
     r"""Batches of a fixed set of tasks: an endless stream for training, and each validation and test example once.
@@ -54,7 +56,8 @@ class MultiTaskDataModule(SourceDataModule):
         task_exponent: Exponent α in [0, 10]: a task of n examples is drawn with a probability proportional to n^α; 0
             draws uniformly.
         batches_per_epoch: Number of batches per epoch; by default that of one pass over the data.
-        evaluation_batch_size: Number of inputs evaluated at a time.
+        evaluation_batch_size: Number of inputs evaluated at a time; by default 512, and up to 8192 for short rows of
+            real numbers.
         train_subset: Number of training examples per task that are evaluated in a test, to measure overfitting.
         seed: Seed of the training batches; by default that of `seed_everything`, or 0.
         num_workers: Number of loader processes; 0 draws in the training process, which is fastest for stored tensors.
@@ -69,7 +72,7 @@ class MultiTaskDataModule(SourceDataModule):
         tasks_per_batch: int | None = None,
         task_exponent: float = 0.0,
         batches_per_epoch: int | None = None,
-        evaluation_batch_size: int = 512,
+        evaluation_batch_size: int | None = None,
         train_subset: int = 200,
         seed: int | None = None,
         num_workers: int = 0,
@@ -223,9 +226,21 @@ class MultiTaskDataModule(SourceDataModule):
             self.setup(stage)
 
     def _evaluation_loader(self, data: TaskSet) -> DataLoader[TaskBatch]:
-        dataset = AllExamples(data, self.evaluation_batch_size)
+        dataset = AllExamples(data, self.evaluation_batch_size or _evaluated_at_once(data))
         sampler = EvaluationSampler(dataset, *self.ranks)
         return DataLoader(dataset, batch_size=1, sampler=sampler, collate_fn=the_only, **self.loader_options())
+
+
+def _evaluated_at_once(data: TaskSet) -> int:
+    """The default of `evaluation_batch_size`: of rows of a table as many as fill half a MiB, within limits.
+
+    The calls of a small batch take longer than its work. Networks for images and texts need more memory for each input.
+    """
+    inputs = data.inputs.values() if isinstance(data.inputs, dict) else [data.inputs]
+    if any(x.dim() != 2 or not x.is_floating_point() for x in inputs):
+        return LEAST_AT_ONCE
+    widest = max(x[:1].nbytes for x in inputs)
+    return min(max(LEAST_AT_ONCE, 2**19 // max(1, widest)), MOST_AT_ONCE)
 
 
 def check_tasks(tasks: Any) -> None:

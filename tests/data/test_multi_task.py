@@ -378,3 +378,28 @@ def fit(options: dict[str, Any]) -> None:
 def test_the_tasks_of_the_toys_are_trained() -> None:
     fit({"source": Toys()})
     assert list(TASKS) == ["sum", "largest", "sign"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "option", "batches"),
+    [
+        (torch.zeros(9000, 16), None, [8192, 808]),
+        (torch.zeros(9000, 40), None, [3276, 3276, 2448]),
+        (torch.zeros(1200, 2000), None, [512, 512, 176]),
+        (torch.zeros(1200, 1, 2, 2), None, [512, 512, 176]),
+        (torch.zeros(1200, 16, dtype=torch.int64), None, [512, 512, 176]),
+        (torch.zeros(9000, 0), None, [8192, 808]),
+        (torch.zeros(9000, 16), 5000, [5000, 4000]),
+    ],
+    ids=["short rows", "rows", "long rows", "images", "ids", "no columns", "as asked"],
+)
+def test_short_rows_are_evaluated_in_larger_batches(inputs: Tensor, option: int | None, batches: list[int]) -> None:
+    y = torch.randn(len(inputs), 1)
+    sets = {
+        split: TaskSet.of_columns(inputs, {"a": y}, {"a": torch.ones(len(y), dtype=torch.bool)}) for split in SPLITS
+    }
+    data = MultiTaskDataModule(Given({"a": Regression(1)}, sets), evaluation_batch_size=option)
+    data.setup("fit")
+    loaded = list(data.val_dataloader())
+    assert [len(batch.inputs) for batch in loaded] == batches
+    assert torch.equal(torch.cat([batch.targets["a"] for batch in loaded]), y)
