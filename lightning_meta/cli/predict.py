@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lightning_meta.cells import as_cells
 from lightning_meta.cli.calibrating import read_calibration
-from lightning_meta.cli.predict_options import check, make_parser
+from lightning_meta.cli.predict_options import IMAGES_AT_ONCE, check, make_parser
 from lightning_meta.cli.predict_rows import predict_rows
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.data.images import image_files, labelled_files, read_images
@@ -99,16 +99,16 @@ def _label(
     calibration: Calibration | None,
 ) -> None:
     """Write the table of the query images, and show how many of each class there are."""
-    together = predictor.depends_on_company
-    if together and len(queries) > config.batch_size:
+    together, size = predictor.depends_on_company, config.batch_size or IMAGES_AT_ONCE
+    if together and len(queries) > size:
         if model.uses_query_set:
             raise UserError(
                 f"--batch_size: {type(model).__name__} labels all images of a query together, and {len(queries)} are "
-                f"more than {config.batch_size}; give a larger one"
+                f"more than {size}; give a larger one"
             )
         raise UserError(
             f"--batch_norm: this model normalises the images that it predicts by each other, and {len(queries)} are "
-            f"more than --batch_size {config.batch_size}; give --batch_norm inductive, or a larger --batch_size"
+            f"more than --batch_size {size}; give --batch_norm inductive, or a larger --batch_size"
         )
     counts: Counter[str] = Counter()
     abstained = 0
@@ -181,9 +181,10 @@ def _batches(
     files: Sequence[Path], model: MetaModule, config: Namespace, skipped: list[str]
 ) -> Iterator[tuple[list[Path], Tensor]]:
     """Yield the files and images of each batch; with `--skip_unreadable`, errors of images are added to `skipped`."""
-    starts = range(0, len(files), config.batch_size)
+    size = config.batch_size or IMAGES_AT_ONCE
+    starts = range(0, len(files), size)
     for start in track(starts, "labelling", transient=True, disable=len(starts) < 2):
-        part, images = list(files[start : start + config.batch_size]), []
+        part, images = list(files[start : start + size]), []
         try:
             yield part, read_images(part, model.spec.input_shape, config.invert)
             continue

@@ -16,6 +16,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.run.files import check_target
 from lightning_meta.run.programs import FORMATS
 
+IMAGES_AT_ONCE = 256
 OF_IMAGES = ("support", "labels", "query", "batch_norm", "steps", "invert", "skip_unreadable")
 """Options that apply only to images."""
 
@@ -82,7 +83,11 @@ def make_parser() -> Parser:
         "--table.",
     )
     add_overwrite(parser)
-    parser.add_argument("--batch_size", type=int, default=256, help="Images or rows that are predicted at a time.")
+    parser.add_argument(
+        "--batch_size",
+        type=int | None,
+        help=f"Images or rows that are predicted at a time; by default {IMAGES_AT_ONCE} images, or 512 to 8192 rows.",
+    )
     parser.add_argument(
         "--invert",
         action="store_true",
@@ -109,7 +114,7 @@ def check(config: Namespace) -> None:
     Raises:
         UserError: The option, what was received, and what was expected.
     """
-    if config.batch_size < 1:
+    if config.batch_size is not None and config.batch_size < 1:
         raise UserError(f"--batch_size is at least 1, got {config.batch_size}")
     of_images = next((n for n in OF_IMAGES if (v := getattr(config, n)) is not None and v is not False), None)
     if config.table is not None:

@@ -107,7 +107,7 @@ class; the classes may be new to the model.
   --calibrated          Also write sets of labels, or intervals of numbers; this
                         requires a `test --calibrate` of the run.
   --overwrite           Replace existing files.
-  --batch_size N        Images or rows predicted at a time; by default 256.
+  --batch_size N        Images or rows predicted at a time; by default 256 images.
   --device DEVICE       cpu, cuda, ...; the default, auto, takes an accelerator.
   --threads N           Threads of the processor; by default torch's choice.
   --trust               Also import classes of your own that the run uses.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_meta.batches import SPLITS, Split, TaskBatch
+from lightning_meta.batches import SPLITS, Split, TaskBatch, evaluated_at_once
 from lightning_meta.checks import instance, names_in_list, whole
 from lightning_meta.data.group_tasks import tasks_of_groups
 from lightning_meta.data.hashes import Hashes, of_sets
@@ -27,8 +27,6 @@ from lightning_meta.tasks import Task, TasksSpec
 from lightning_meta.tasks.few_rows import FEWEST_ROWS, enough_rows
 
 _log = logging.getLogger(__name__)
-
-LEAST_AT_ONCE, MOST_AT_ONCE = 512, 8192  # inputs of a batch in evaluation
 
 
 class MultiTaskDataModule(SourceDataModule):
@@ -226,21 +224,10 @@ class MultiTaskDataModule(SourceDataModule):
             self.setup(stage)
 
     def _evaluation_loader(self, data: TaskSet) -> DataLoader[TaskBatch]:
-        dataset = AllExamples(data, self.evaluation_batch_size or _evaluated_at_once(data))
+        inputs = data.inputs.values() if isinstance(data.inputs, dict) else [data.inputs]
+        dataset = AllExamples(data, self.evaluation_batch_size or min(map(evaluated_at_once, inputs)))
         sampler = EvaluationSampler(dataset, *self.ranks)
         return DataLoader(dataset, batch_size=1, sampler=sampler, collate_fn=the_only, **self.loader_options())
-
-
-def _evaluated_at_once(data: TaskSet) -> int:
-    """The default of `evaluation_batch_size`: of rows of a table as many as fill half a MiB, within limits.
-
-    The calls of a small batch take longer than its work. Networks for images and texts need more memory for each input.
-    """
-    inputs = data.inputs.values() if isinstance(data.inputs, dict) else [data.inputs]
-    if any(x.dim() != 2 or not x.is_floating_point() for x in inputs):
-        return LEAST_AT_ONCE
-    widest = max(x[:1].nbytes for x in inputs)
-    return min(max(LEAST_AT_ONCE, 2**19 // max(1, widest)), MOST_AT_ONCE)
 
 
 def check_tasks(tasks: Any) -> None:

@@ -609,7 +609,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
     def predict_table(
         self,
         data: Any,
-        batch_size: int = 512,
+        batch_size: int | None = None,
         delimiter: str | None = None,
         decimal: Literal[".", ","] | None = None,
         calibration: TableCalibration | None = None,
@@ -621,7 +621,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
 
         Args:
             data: Path of a CSV or Parquet file; or a DataFrame, an Arrow table, or lists by column.
-            batch_size: Number of rows per forward pass.
+            batch_size: Number of rows per forward pass; by default 512 to 8192, depending on their length.
             delimiter: Column separator of a CSV file; by default as in training.
             decimal: Decimal separator of a CSV file; by default as in training.
             calibration: Result of `lightning_meta.calibrate_table`; adds the columns `set(target)`, a tuple of labels,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_meta.batches import TaskBatch
+from lightning_meta.batches import Common, TaskBatch, evaluated_at_once
 from lightning_meta.checks import whole
 from lightning_meta.errors import UserError
 from lightning_meta.multitask.calibration import (
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 def predict_table(
     module: MultiTaskModule,
     data: Any,
-    batch_size: int,
+    batch_size: int | None = None,
     argument: str = "data=",
     delimiter: str | None = None,
     decimal: Decimal | None = None,
@@ -52,7 +52,7 @@ def predict_table(
     Args:
         module: A model that was trained on a table.
         data: A path, a DataFrame, or lists by column.
-        batch_size: Number of rows per forward pass, at least 1.
+        batch_size: Number of rows per forward pass, at least 1; by default `evaluated_at_once`.
         argument: Name of the argument that gave the path, with which errors begin.
         delimiter: Delimiter of the columns of a CSV file; by default as in training.
         decimal: Decimal mark of the numbers of a CSV file; by default as in training.
@@ -165,24 +165,30 @@ def columns_for(
 
 
 @torch.no_grad()
-def outputs_of(module: MultiTaskModule, rows: Rows, batch_size: int) -> dict[str, Tensor]:
+def outputs_of(module: MultiTaskModule, rows: Rows, batch_size: int | None = None) -> dict[str, Tensor]:
     """Compute the outputs of each task for its rows, `(n_i, outputs)`, with the weights that a test uses.
 
     Args:
         module: The model.
         rows: The rows.
-        batch_size: Number of rows per forward pass.
+        batch_size: Number of rows per forward pass; by default `evaluated_at_once`.
     """
-    count = len(rows.inputs)
+    count, size = len(rows.inputs), batch_size or evaluated_at_once(rows.inputs)
     parts: dict[str, list[Tensor]] = {name: [] for name in rows.of_task}
+    starts = torch.arange(0, count + size, size)
+    bounds = {name: torch.searchsorted(indices, starts).tolist() for name, indices in rows.of_task.items()}
+    all_rows = all(len(indices) == count for indices in rows.of_task.values())
     with in_evaluation_mode(module), untouched(module):
-        for start in range(0, count, batch_size):
-            x = rows.inputs[start : start + batch_size].to(module.device)
-            here = {}
-            for name, indices in rows.of_task.items():
-                inside = indices[(indices >= start) & (indices < start + batch_size)] - start
-                if len(inside):
-                    here[name] = inside.to(module.device)
+        for batch, start in enumerate(range(0, count, size)):
+            x = rows.inputs[start : start + size].to(module.device)
+            here: dict[str, Tensor] = {}
+            if all_rows:
+                here = Common.fromkeys(rows.of_task, torch.arange(len(x), device=x.device))
+            else:
+                for name, indices in rows.of_task.items():
+                    first, end = bounds[name][batch : batch + 2]
+                    if first < end:
+                        here[name] = (indices[first:end] - start).to(x.device)
             inputs = dict.fromkeys(here, x) if len(module.stems) else x
             for name, y in module.selected_outputs(TaskBatch(inputs, {}, here, {})).items():
                 parts[name].append(check_outputs(y))

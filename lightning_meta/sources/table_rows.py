@@ -27,7 +27,8 @@ class Rows:
 
     Attributes:
         inputs: Inputs `(n, D)`, float32.
-        of_task: Rows of each task by name, `(n_i,)` int64; all rows, unless a column names the task of each row.
+        of_task: Rows of each task by name, `(n_i,)` int64, ascending; all rows, unless a column names the task of each
+            row.
         notes: Lines of text about values that are missing or do not occur in training.
     """
 
