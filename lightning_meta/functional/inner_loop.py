@@ -75,7 +75,8 @@ def inner_loop(
         UserError: The rates have a wrong type or shape, or lack a parameter.
     """
     check_gradients()
-    state = optimizer.init(parameters)
+    # The state may hold the initial parameters, which `first_order` treats as constants as well.
+    state = optimizer.init(_constant(parameters) if first_order else parameters)
     trajectory = []
     for j in range(steps):
         by_name, number = _rates(learning_rate(j) if callable(learning_rate) else learning_rate, parameters)

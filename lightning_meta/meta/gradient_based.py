@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import instance, positive, some_names, whole
@@ -50,8 +51,8 @@ class GradientBasedLearner(MetaModule, ABC):
 
     with d the update of the inner optimizer, by default the gradient itself. To add a method, override `start` (φ_0),
     `adapted` (the parameters that inner steps adapt), `rates` (α_j, per parameter and step), `of_step` (weights used by
-    one inner step only), `direction` (u) or `task_loss` (the outer loss). Weights that do not require a gradient stay
-    fixed; the others, if not adapted, are learned only in the outer loop.
+    one inner step only), `direction` (u), `inner_loss` (L) or `task_loss` (the outer loss). Weights that do not require
+    a gradient stay fixed; the others, if not adapted, are learned only in the outer loop.
 
     Args:
         backbone: The network below the head.
@@ -145,6 +146,26 @@ class GradientBasedLearner(MetaModule, ABC):
             check_derivatives(forward, adapted, self.first_order and not self.second_derivatives)
             if self.recompute:
                 check_replays(forward, adapted, module=self.network)
+                self._refuse_lost_gradients({n: p.detach() for n, p in adapted.items()}, forward(adapted).detach())
+
+    def _refuse_lost_gradients(self, adapted: Tensors, outputs: Tensor) -> None:
+        """Refuse trained parameters that only the closure of an inner step holds: `recompute` would not train them."""
+        gradients = {name: torch.zeros_like(p) for name, p in adapted.items()}
+        y = outputs.new_zeros(len(outputs), outputs.shape[1] // self.task.numbers)
+        if self.spec.task == "classification":
+            y = y[:, 0].long()
+        optimizer = self.inner_optimizer
+        parts: dict[str, Any] = {
+            "direction": self.direction(gradients),
+            "inner_loss": self.inner_loss(outputs, y),
+            "inner_optimizer": optimizer.update(gradients, optimizer.init(adapted), adapted),
+        }
+        for name, value in parts.items():
+            if any(leaf.requires_grad for leaf in tree_leaves(value) if isinstance(leaf, Tensor)):
+                raise UserError(
+                    f"recompute: the gradients of the parameters in `{name}` of {type(self).__name__} would be lost; "
+                    "leave recompute out"
+                )
 
     def adapted(self) -> frozenset[str]:
         """Names of the parameters that inner steps adapt: those of `inner_parameters` that are not frozen.
@@ -207,8 +228,22 @@ class GradientBasedLearner(MetaModule, ABC):
         checkpoint["lightning_meta"]["frozen_weights"] = [name for name in parameters if names and name not in names]
 
     def direction(self, gradients: Tensors) -> Tensors:
-        """The transformation u of the gradients, by name of the parameter, before the inner optimizer sees them."""
+        """The transformation u of the gradients, by name of the parameter, before the inner optimizer sees them.
+
+        It may have parameters that the outer loop learns, but not with `recompute`, which would lose their gradients.
+        """
         return gradients
+
+    def inner_loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The support loss L, a scalar: by default that of the task, as in the outer loop.
+
+        It may have parameters that the outer loop learns, but not with `recompute`, which would lose their gradients.
+
+        Args:
+            outputs: Outputs of the network on the support set, `(M, outputs)`.
+            y: Its targets, `(M, ...)`.
+        """
+        return self.task.loss(outputs, y)
 
     def start(self, support: Examples, ways: int) -> Tensors:
         """The initial weights φ_0 by name: those of `network`; a method may compute some from the support set."""
@@ -246,7 +281,7 @@ class GradientBasedLearner(MetaModule, ABC):
 
         def support_loss(adapted: Tensors, buffers: Tensors, data: _Data) -> tuple[Tensor, Tensors]:
             outputs, buffers = forward(adapted, buffers, data)
-            return self.task.loss(outputs, data.examples.y), buffers
+            return self.inner_loss(outputs, data.examples.y), buffers
 
         steps = self.inner_steps if self.training else self.test_inner_steps
         size = self.inner_batch_size

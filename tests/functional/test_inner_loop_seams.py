@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.func import vmap
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
 from lightning_meta.functional.inner_loop import Tensors, inner_loop
+from lightning_meta.functional.inner_optimizers import InnerOptimizer, State
 from lightning_meta.functional.mini_batches import mini_batches
 from tests.functional.test_inner_loop import flat, problem, squared_error
 
@@ -141,3 +143,39 @@ def test_first_order_is_exact_for_a_head_on_features(first_order: bool, recomput
         at = at - 0.5 * gradient
     expected = torch.autograd.grad((features(query) @ at - target).square().mean(), [body, head])
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@dataclass(frozen=True)
+class Proximal(InnerOptimizer):
+    """Steps are pulled back to the start, which is kept in the state: the penalty λ/2 ‖φ − φ_0‖²."""
+
+    penalty: float = 1.0
+
+    def init(self, parameters: Tensors) -> State:
+        return {"start": parameters}
+
+    def update(self, gradients: Tensors, state: State, parameters: Tensors) -> tuple[Tensors, State]:
+        return {n: g + self.penalty * (parameters[n] - state["start"][n]) for n, g in gradients.items()}, state
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_first_order_has_the_identity_as_derivative_whatever_the_state_holds(recompute: bool) -> None:
+    start = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    ends = {}
+    for first_order in (False, True):
+        ends[first_order] = inner_loop(
+            lambda p, b, data: (0.5 * (p["w"] - data).square().sum(), b),
+            {"w": start},
+            {},
+            torch.ones(1, dtype=torch.float64),
+            STEPS,
+            0.1,
+            first_order,
+            recompute,
+            optimizer=Proximal(),
+        )[-1][0]["w"]
+    torch.testing.assert_close(*ends.values())
+    (exact,), (identity,) = (torch.autograd.grad(end, start) for end in ends.values())
+    # φ − θ shrinks by 1 − α (1 + λ) in each step, towards (target − θ)/(1 + λ).
+    assert float(exact) == pytest.approx(1 - (1 - 0.8**STEPS) / 2)
+    assert float(identity) == 1

@@ -9,16 +9,18 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from lightning_meta import load
 from lightning_meta.batches import Examples
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError
-from lightning_meta.meta import MetaModule, ProtoNet
+from lightning_meta.meta import MAML, MetaModule, ProtoNet
 from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.sources import FromDataset, Sinusoid
+from lightning_meta.tasks import EpisodeSpec
 from lightning_meta.testing.toys import pictures
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -193,3 +195,62 @@ def test_a_hook_that_leaves_out_that_of_the_package_is_refused() -> None:
 
     for cls in (Named, Improves):
         cls(MLP(256, (8,)))
+
+
+class LearnedDirection(MAML):
+    """A learned factor of the inner gradients."""
+
+    def build(self, episodes: EpisodeSpec) -> None:
+        super().build(episodes)
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def direction(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self.factor * g for name, g in gradients.items()}
+
+
+class LearnedLoss(MAML):
+    """A learned weight of the inner loss; the outer loss stays that of the task."""
+
+    def build(self, episodes: EpisodeSpec) -> None:
+        super().build(episodes)
+        self.weight = nn.Parameter(torch.tensor(1.5))
+
+    def inner_loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return self.weight * super().inner_loss(outputs, y)
+
+
+@pytest.mark.parametrize("options", [{}, {"inner_parameters": "head"}, {"first_order": True}], ids=str)
+@pytest.mark.parametrize(("method", "name"), [(LearnedDirection, "factor"), (LearnedLoss, "weight")])
+def test_what_inner_steps_learn_is_trained_or_refused(method: type[MAML], name: str, options: dict[str, Any]) -> None:
+    def train(**more: Any) -> MAML:
+        L.seed_everything(0)
+        module = method(MLP(1, (8,)), inner_lr=0.1, inner_steps=2, **options, **more)
+        trainer = L.Trainer(
+            max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+        )
+        trainer.fit(module, EpisodicDataModule(Sinusoid(), shots=5, queries=5, val_tasks=4, seed=0))
+        return module
+
+    assert float(getattr(train(), name).detach()) not in (1.0, 1.5)  # where they start
+    with pytest.raises(UserError, match=r"recompute: the gradients of the parameters in `(direction|inner_loss)`"):
+        train(recompute=True)
+
+
+def test_the_inner_loss_alone_can_be_replaced() -> None:
+    support = Examples(torch.randn(6, 1), torch.randn(6, 1))
+    query = Examples(torch.randn(4, 1), torch.randn(4, 1))
+
+    class Absolute(MAML):
+        def inner_loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+            return (outputs - y).abs().mean()
+
+    torch.manual_seed(0)
+    module = Absolute(MLP(1, (8,)), inner_lr=0.1, inner_steps=1, episodes=EpisodeSpec("regression", (1,), 1))
+    module.configure_model()
+    named = dict(module.network.named_parameters())
+    loss = (functional_call(module.network, named, support.x) - support.y).abs().mean()
+    gradients = torch.autograd.grad(loss, list(named.values()))
+    adapted = {n: p - 0.1 * g for (n, p), g in zip(named.items(), gradients, strict=True)}
+    outcome = module.task_loss(support, query, 0)
+    expected = (functional_call(module.network, adapted, query.x) - query.y).square().mean()
+    torch.testing.assert_close(outcome.loss, expected)
