@@ -236,6 +236,8 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         like = next(self.backbone.parameters(), None)
         if like is not None and like.device.type != "cpu":
             self.to(like.device)  # a callback may have moved the module to its device before `setup`
+        if like is not None and like.dtype == self.dtype != torch.get_default_dtype():
+            self.to(self.dtype)  # the user has converted the module, as with `double()`
         self._built = True
 
     def make_parts(self) -> None:
@@ -331,6 +333,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             UserError: The run to resume has a different optimiser, or checkpoints of the module could not be loaded.
         """
         self._check_description()
+        self._check_precision()
         self._loss_watch = LossWatch()  # drop the losses of a previous, interrupted fit
         if self._stored_groups is not None:
             check_groups(self.trainer.optimizers, self._stored_groups)
@@ -345,6 +348,14 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         """Make `Tuner.lr_find` apply `backbone_lr_factor` to the learning rates that it tries."""
         for schedule in self.trainer.lr_scheduler_configs:
             keep_in_search(schedule.scheduler)
+
+    def _check_precision(self) -> None:
+        """Refuse a network in another precision than that of the Trainer, to which inputs are converted."""
+        dtypes = {p.dtype for p in self.backbone.parameters() if p.is_floating_point()}
+        if dtypes and self.dtype not in dtypes:
+            network, own = (str(dtype).removeprefix("torch.") for dtype in (min(dtypes, key=str), self.dtype))
+            remedy = "give the Trainer precision='64-true'" if network == "float64" else f"convert it to {own}"
+            raise UserError(f"backbone: its parameters are {network}, but the Trainer computes in {own}; {remedy}")
 
     def _check_description(self) -> None:
         """Warn of arguments that a checkpoint cannot describe and that must therefore be passed to `load`."""

@@ -164,6 +164,8 @@ class EpisodeDataset(Episodes):
         ways, shots = self.sizes(self._meta_batch(indices))
         if isinstance(self.origin, TaskGenerator):
             support, query = self.origin.generate(key(self._root, _GENERATED, numbers), shots, self.shape.queries)
+            _check_generated(self.origin, support, len(numbers), shots)
+            _check_generated(self.origin, query, len(numbers), self.shape.queries)
             return Episode(_dense(support), _dense(query), 0, numbers)
         draw = self.draw(indices)
         if self.origin.y is not None:
@@ -370,3 +372,13 @@ def _check_rows(pool: Pool, split: Split, rows: int, queries: int) -> None:
             f"{pool.names[int(pool.sizes.argmin())]!r} of the {split} split has {smallest} ({few} of {len(pool.names)} "
             "tasks have too few); ask for fewer, or leave such tasks out by least_rows"
         )
+
+
+def _check_generated(origin: TaskGenerator, examples: Examples, tasks: int, rows: int) -> None:
+    """Refuse examples of other shapes than `TaskGenerator.generate` promises: losses would broadcast them."""
+    for name, tensor, last in (("x", examples.x, origin.input_shape), ("y", examples.y, (origin.outputs,))):
+        if tensor.shape != (tasks, rows, *last):
+            raise UserError(
+                f"{type(origin).__name__}.generate returned {name} of shape {tuple(tensor.shape)}; expected "
+                f"{(tasks, rows, *last)}: tasks, examples, and the shape of one {'input' if name == 'x' else 'target'}"
+            )

@@ -156,7 +156,9 @@ class TaskSource(RemembersArguments, ABC):
 
 
 class TaskGenerator(RemembersArguments, ABC):
-    """Generates tasks from random numbers instead of stored examples.
+    """Generates regression tasks from random numbers instead of stored examples.
+
+    Classes are stored examples: generate them once, as a `Pool` of a `Source`.
 
     Attributes:
         input_shape: Shape of one input.

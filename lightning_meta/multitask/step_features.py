@@ -115,7 +115,7 @@ class StepFeatures:
         if not copies:
             raise UserError(
                 f"weighting: rep_grad needs features that all tasks share, and {self._method} has none; "
-                "leave rep_grad out, or use MultiHead, MixtureOfExperts or CGC"
+                "leave rep_grad out, use MultiHead, MixtureOfExperts or CGC, or call `shared_features` in its forward"
             )
         if len(names) > 1 and any(isinstance(c.rows, Consecutive) for c in copies):
             raise UserError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import all_finite
 from lightning_meta.functional.ranks import mean_over_ranks
 from lightning_meta.weightings import Aggregator
@@ -59,11 +60,15 @@ def combined(aggregator: Aggregator, gradients: Tensor, losses: StepLosses, of: 
         of: Name of what the P columns are, used in the error message, such as "feature".
 
     Raises:
-        UserError: The direction has another shape.
+        UserError: The direction has another shape; or, on a CPU, where it costs no synchronisation, it is not finite
+            although the gradients are.
     """
     with torch.no_grad():
         direction = aggregator.direction(gradients, losses.values, losses.present)
-    check_shape(f"{type(aggregator).__name__}.direction", direction, gradients[0], of)
+    method = f"{type(aggregator).__name__}.direction"
+    check_shape(method, direction, gradients[0], of)
+    if direction.is_cpu and not direction.isfinite().all() and gradients.isfinite().all():
+        raise UserError(f"weighting: {method} returned a direction that is not finite for finite gradients")
     return direction.to(gradients)
 
 

@@ -17,7 +17,7 @@ from scipy import stats
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_meta.batches import SPLITS, Episode, Split
+from lightning_meta.batches import SPLITS, Episode, Examples, Split
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape
 from lightning_meta.data.loader import as_is
 from lightning_meta.data.pool import Pool
@@ -69,6 +69,20 @@ def one(batch: Episode, t: int) -> Episode:
     support, query = (type(part)(part.x[t : t + 1], part.y[t : t + 1]) for part in (batch.support, batch.query))
     classes = None if batch.classes is None else batch.classes[t : t + 1]
     return Episode(support, query, batch.ways, batch.tasks[t : t + 1], classes)
+
+
+class Squeezed(Sinusoid):
+    """Targets without the dimension of outputs."""
+
+    def generate(self, keys: Tensor, shots: int, queries: int) -> tuple[Examples, Examples]:
+        support, query = super().generate(keys, shots, queries)
+        return support, query._replace(y=query.y.squeeze(-1))
+
+
+def test_generated_tasks_of_another_shape_are_refused() -> None:
+    message = r"Squeezed.generate returned y of shape \(4, 3\); expected \(4, 3, 1\)"
+    with pytest.raises(UserError, match=message):
+        episodes(Squeezed()).__getitems__(range(4))
 
 
 # A pure function

@@ -151,6 +151,18 @@ def test_float16_is_close_to_float32_where_there_is_no_inner_loop(name: str) -> 
     assert float(mixed.moved.norm()) > 0
 
 
+@pytest.mark.parametrize("method", [MAML, ProtoNet])
+def test_a_network_in_another_precision_than_the_trainer_is_refused(method: type[MetaModule]) -> None:
+    with pytest.raises(UserError, match=r"backbone: its parameters are float64, .* computes in float32.*'64-true'"):
+        trained(lambda: method(backbone().double()), data())
+    trained(lambda: method(backbone().double()), data(), precision="64-true")
+
+
+def test_a_converted_module_has_a_head_of_its_precision() -> None:
+    module, _ = trained(lambda: MAML(backbone(), 0.1, 1).double(), data())
+    assert {p.dtype for p in module.parameters()} == {torch.float64}
+
+
 def test_float16_is_refused_where_inner_gradients_would_underflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(L.Trainer, "precision", "16-mixed")  # on a CPU Lightning takes bf16 in its place
     with pytest.raises(UserError, match=r"precision: 16-mixed .* MAML would underflow in float16.*; use bf16-mixed"):

@@ -332,6 +332,17 @@ def test_a_direction_of_another_shape_is_refused() -> None:
         train(MultiHead, data(), steps=1, weighting=Scalar())
 
 
+def test_a_direction_that_is_not_finite_is_refused_before_the_step() -> None:
+    class Broken(Sum):
+        def direction(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
+            return super().direction(gradients, losses, present) / 0
+
+    module = MultiHead(backbone(), weighting=Broken())
+    with pytest.raises(UserError, match=r"weighting: Broken.direction returned a direction that is not finite"):
+        trainer(1).fit(module, datamodule=data())
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [(torch.ones(7), r"a tensor of shape \(7,\)"), ([1.0, 1.0, 1.0], "list"), (None, "NoneType")],
