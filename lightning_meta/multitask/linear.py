@@ -39,8 +39,8 @@ class Linear(MultiTaskModule):
     (`lightning_meta.functional.linear_models`). Training ends after the first validation.
 
     At a glance:
-        - Shared: nothing; with `pooled` all but the intercepts, by tasks of the same type and number of outputs.
-        - Own: weights and an intercept; with `pooled` an intercept.
+        - Shared: nothing (`pooled`: all weights but the intercepts).
+        - Own: weights and an intercept (`pooled`: an intercept).
         - New task: refit.
 
     Run it:

@@ -34,7 +34,7 @@ class MTAN(MultiTaskModule):
     takes the last $\hat a_i^{(j)}$.
 
     At a glance:
-        - Shared: a backbone, and f between its blocks.
+        - Shared: a backbone, and layers between its blocks.
         - Own: attention and a head.
         - New task: train attention and a head.
 

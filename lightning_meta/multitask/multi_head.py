@@ -23,7 +23,7 @@ class MultiHead(MultiTaskModule):
     Caruana, Multitask Learning, Machine Learning 28 (1997), https://doi.org/10.1023/A:1007379606734.
 
     At a glance:
-        - Shared: a backbone θ_sh, to any depth.
+        - Shared: a backbone θ_sh, or its first stages (`shared_depth`).
         - Own: a head θ_i.
         - New task: train a head.
 
