@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_meta.configuration import describe
 from lightning_meta.data.cache import cache_folder, mark_used, replacing
 from lightning_meta.data.decoded import progress
 from lightning_meta.data.hashes import bytes_of, of_weights
 from lightning_meta.data.pool import Pool
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.nn.frozen import FeatureExtractor, frozen_part
 

@@ -10,8 +10,8 @@ import lightning
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from lightning_meta.configuration import Described, refuse_unknown
 from lightning_meta.data.module import SourceDataModule
+from lightning_meta.describing import Described, refuse_unknown
 from lightning_meta.fitting.place import Place
 from lightning_meta.run.checkpoints import RunCheckpoint
 from lightning_meta.run.written import written

@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_meta.batches import SPLITS, Split
+from lightning_meta.building import build
 from lightning_meta.checks import names_in_list
-from lightning_meta.configuration import build, describe
 from lightning_meta.data.hashes import HashedParts, Hashes, of_sets
 from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.sources.columns import Coded, Column
 from lightning_meta.sources.table_cache import Encoded, is_cached, read_or_encode, sets_of, tensors_of

@@ -21,11 +21,12 @@ from torch import Tensor
 
 import lightning_meta
 from lightning_meta.batches import SPLITS, Split
-from lightning_meta.configuration import describe, unknown_parts
 from lightning_meta.data.hashes import of_weights
 from lightning_meta.data.task_set import TaskSet
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.sources.table_messages import Message, noting
+from lightning_meta.specifications import unknown_parts
 
 _log = logging.getLogger(__name__)
 
