@@ -147,9 +147,7 @@ def _not_in(feature: TextFeature, column: Column) -> NDArray[np.bool_]:
 def _of_tasks(spec: TableSpec, tasks: Sequence[str], columns: Mapping[str, Column], count: int) -> dict[str, Tensor]:
     if not spec.task_column:
         return {name: torch.arange(count) for name in tasks}
-    column = columns[spec.task_column]
-    if column.missing.any():
-        raise column.wrong(int(column.missing.argmax()), "every row needs a value here")
+    column = columns[spec.task_column].complete()
     coded, task_names = column.texts(spec.task_of_numbers), set(tasks)
     if (row := coded.first(lambda name: name not in task_names)) is not None:
         raise column.wrong(row, f"the model has no such task; it has {some_of(map(repr, tasks))}")
