@@ -9,7 +9,6 @@ from . import weightings as weightings
 from .batches import Episode as Episode
 from .batches import Examples as Examples
 from .batches import TaskBatch as TaskBatch
-from .configuration import Described as Described
 from .data.augmentation import Augmentation as Augmentation
 from .data.episodes import EpisodeShape as EpisodeShape
 from .data.episodic import EpisodicDataModule as EpisodicDataModule
@@ -19,6 +18,7 @@ from .data.source import Source as Source
 from .data.source import TaskGenerator as TaskGenerator
 from .data.source import TaskSource as TaskSource
 from .data.task_set import TaskSet as TaskSet
+from .describing import Described as Described
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .errors import UserError as UserError
 from .fitting.calibration import Calibrated as Calibrated

@@ -1,4 +1,17 @@
-"""Make objects from plain data: parts of models, and classes that the caller allows."""
+"""Make objects from plain data: parts of models, and classes that the caller allows.
+
+>>> from functools import partial
+>>> from lightning_meta.describing import describe
+>>> spec = describe(partial(torch.optim.Adam, lr=0.01))
+>>> spec
+{'class_path': 'torch.optim.adam.Adam', 'init_args': {'lr': 0.01}}
+>>> build(spec)
+functools.partial(<class 'torch.optim.adam.Adam'>, lr=0.01)
+
+Only what a model is made of is built: modules, optimisers, schedules and tasks of `TRUSTED`, plus what the caller
+allows; functions are called only if the caller allows them. Every path of a specification is checked before anything is
+imported, and every class and function before it is called.
+"""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -34,9 +34,7 @@ def needed(**values: Any) -> None:
     Args:
         **values: Values by name of the argument.
     """
-    for name, value in values.items():
-        if value is None:
-            raise UserError(f"{name}: a value is needed, got None")
+    _check(values, lambda value: value is not None, "a value")
 
 
 def switch(**values: Any) -> None:
@@ -45,9 +43,7 @@ def switch(**values: Any) -> None:
     Args:
         **values: Values by name of the argument.
     """
-    for name, value in values.items():
-        if not isinstance(value, bool | np.bool_):
-            raise UserError(f"{name}: True or False is needed, got {value!r}")
+    _check(values, lambda value: isinstance(value, bool | np.bool_), "True or False")
 
 
 def widths(**values: Any) -> None:
@@ -68,9 +64,7 @@ def positive(**values: Any) -> None:
     Args:
         **values: Values by name of the argument.
     """
-    for name, value in values.items():
-        if not _is_number(value) or not value > 0:
-            raise UserError(f"{name}: a positive number is needed, got {value!r}")
+    _check(values, lambda value: is_number(value) and value > 0, "a positive number")
 
 
 def not_negative(**values: Any) -> None:
@@ -79,9 +73,7 @@ def not_negative(**values: Any) -> None:
     Args:
         **values: Values by name of the argument.
     """
-    for name, value in values.items():
-        if not _is_number(value) or value < 0:
-            raise UserError(f"{name}: a number of at least 0 is needed, got {value!r}")
+    _check(values, lambda value: is_number(value) and value >= 0, "a number of at least 0")
 
 
 def below_one(**values: Any) -> None:
@@ -90,9 +82,7 @@ def below_one(**values: Any) -> None:
     Args:
         **values: Values by name of the argument.
     """
-    for name, value in values.items():
-        if not _is_number(value) or not 0 <= value < 1:
-            raise UserError(f"{name}: a number from 0 to below 1 is needed, got {value!r}")
+    _check(values, lambda value: is_number(value) and 0 <= value < 1, "a number from 0 to below 1")
 
 
 def share(example: float, **values: Any) -> None:
@@ -103,9 +93,9 @@ def share(example: float, **values: Any) -> None:
         **values: Values by name of the argument.
     """
     for name, value in values.items():
-        if _is_number(value) and 0 < value < 1:
+        if is_number(value) and 0 < value < 1:
             continue
-        meant = f"; for {value:g} % give {value / 100:g}" if _is_number(value) and 1 < value < 100 else ""
+        meant = f"; for {value:g} % give {value / 100:g}" if is_number(value) and 1 < value < 100 else ""
         raise UserError(f"{name}: a share above 0 and below 1 is needed, such as {example}; got {value!r}{meant}")
 
 
@@ -115,9 +105,7 @@ def probability(**values: Any) -> None:
     Args:
         **values: Values by name of the argument.
     """
-    for name, value in values.items():
-        if not _is_number(value) or not 0 <= value <= 1:
-            raise UserError(f"{name}: a probability in [0, 1] is needed, got {value!r}")
+    _check(values, lambda value: is_number(value) and 0 <= value <= 1, "a probability in [0, 1]")
 
 
 def instance(name: str, value: Any, kinds: type | tuple[type, ...]) -> None:
@@ -159,7 +147,7 @@ def numbers(**values: Any) -> None:
         **values: Values by name of the argument.
     """
     for name, value in values.items():
-        if not isinstance(value, Sequence) or isinstance(value, str) or not value or not all(map(_is_number, value)):
+        if not isinstance(value, Sequence) or isinstance(value, str) or not value or not all(map(is_number, value)):
             raise UserError(f"{name}: a list of numbers is needed, got {value!r}")
 
 
@@ -185,5 +173,12 @@ def names_in_list(**values: Any) -> None:
             raise UserError(f"{name}: a list of names is needed, got {value!r}; give [{value!r}]")
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value is a finite number, and not a boolean."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(values: Mapping[str, Any], holds: Callable[[Any], bool], expected: str) -> None:
+    for name, value in values.items():
+        if not holds(value):
+            raise UserError(f"{name}: {expected} is needed, got {value!r}")

@@ -77,6 +77,16 @@ def similar(name: str, choices: Iterable[str]) -> str | None:
     return next(iter(same or difflib.get_close_matches(name, choices, n=1)), None)
 
 
+def some_of(names: Iterable[str], most: int = 10) -> str:
+    """List the first of several names, and say how many more there are.
+
+    >>> some_of(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 class NonFiniteLossError(RuntimeError):
     """The training loss became NaN or infinite; the last good checkpoint is kept.
 

@@ -12,25 +12,18 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_meta.building import rebuilding
+from lightning_meta.building import build, rebuilding
 from lightning_meta.checks import instance
-from lightning_meta.configuration import (
-    TRUSTED,
-    Allow,
-    UntrustedClassError,
-    build,
-    class_paths,
-    lies_in,
-    unknown_parts,
-)
 from lightning_meta.devices import find_device
 from lightning_meta.errors import UserError
 from lightning_meta.finite import check_numbers
+from lightning_meta.import_paths import TRUSTED, Allow, UntrustedClassError, lies_in
 from lightning_meta.migration import fits_dtype, layout_of, renamed_weights, take_precision, with_losses
 from lightning_meta.reading import check_regular
 from lightning_meta.rehearsal import rehearsal
 from lightning_meta.resuming import ANEW, first_weights_of
 from lightning_meta.run.checkpoint_io import read_checkpoint
+from lightning_meta.specifications import class_paths, unknown_parts
 
 KEY = "lightning_meta"
 

@@ -22,14 +22,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from lightning_meta.backbone_rate import check_schedule, groups_of, keep_in_search, scale_rates
 from lightning_meta.building import is_rebuilt
 from lightning_meta.checks import factory, instance, positive
-from lightning_meta.configuration import (
-    Described,
-    describe,
-    options_of,
-    refuse_unknown,
-    unknown_option,
-    unknown_parts,
-)
+from lightning_meta.describing import Described, describe, options_of, refuse_unknown, unknown_option
 from lightning_meta.errors import NonFiniteLossError, UserError, one_of
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.ranks import world_size
@@ -41,7 +34,7 @@ from lightning_meta.nn.normalization import task_norms
 from lightning_meta.nn.step_graph import StepGraphs
 from lightning_meta.overrides import check_overrides
 from lightning_meta.resuming import check_groups, check_resumed
-from lightning_meta.specifications import marked
+from lightning_meta.specifications import marked, unknown_parts
 
 _log = logging.getLogger(__name__)
 

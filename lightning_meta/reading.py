@@ -30,7 +30,7 @@ def no_file(path: str | os.PathLike[str]) -> str:
     """Say that there is no such file, and suggest a similar one in its folder.
 
     >>> import lightning_meta
-    >>> no_file(Path(lightning_meta.__file__).parent / "batchs.py")
+    >>> no_file(Path(lightning_meta.__file__).parent / "batchs.py")  # doctest: +ELLIPSIS
     'there is no file ...batchs.py; did you mean batches.py?'
     """
     missing = Path(path)

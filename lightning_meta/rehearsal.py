@@ -6,8 +6,6 @@ so the whole construction, with the inputs that a network is tried on, costs nex
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_meta.errors import UserError, reason_of
+from lightning_meta.silence import silence
 
 META = torch.device("meta")
 LARGEST = 2**29  # bytes of one tensor that is made on the way, such as a layer's output, where weights are small
@@ -74,23 +73,9 @@ def rehearsal(weights: Mapping[str, Any]) -> Iterator[None]:
         UserError: The module needs more memory or layers than the weights account for, or cannot be constructed.
     """
     try:
-        with _silent(), _WithoutMemory(weights), META:
+        with silence("lightning_meta"), _WithoutMemory(weights), META:  # the real construction repeats warnings
             yield
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"the described module cannot be made: {reason_of(error, 200)}") from error
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without warnings, which the real construction repeats."""
-    log = logging.getLogger("lightning_meta")
-    before = log.disabled
-    log.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.disabled = before

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_meta.configuration import describe, import_class, lies_in, public_path, real_path
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
+from lightning_meta.import_paths import import_class, lies_in, public_path, real_path
 
 WATCHING, LONGEST = "ReduceLROnPlateau", 80
 ANEW = "; resume with the same, or start a new run"

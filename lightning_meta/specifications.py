@@ -1,4 +1,15 @@
-"""Reading a specification without making anything of it."""
+"""Specifications: objects as plain data, `{"class_path": ..., "init_args": {...}}`.
+
+A checkpoint stores how its module was constructed, so that it loads by its path alone. The forms are:
+
+- `{"class_path": p, "init_args": {...}}`: an object of a class; of an optimiser or a schedule, what makes one.
+- `{"function_path": p, "init_args": {...}}`: what a function returns, such as `torchvision.models.resnet18`.
+- `{"import_path": p}`: a class or a function itself; with `init_args` a `functools.partial` of it, with `member` a
+  member of an enumeration.
+- `{"instance": name}`: an object whose constructor call is unknown.
+
+Here they are read without making the objects; `describing` makes specifications, and `building` the objects again.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from make_tables import META, MULTI_TASK, ROOT, first_sentence, link
 from reproducing.rows import TABLES, read_rows
 
-from lightning_meta.configuration import public_path
+from lightning_meta.import_paths import public_path
 from lightning_meta.reading import read_yaml
 
 PAGE = ROOT / "docs" / "gallery.md"

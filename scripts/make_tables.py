@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 
 import lightning_meta as lm
-from lightning_meta.configuration import public_path
 from lightning_meta.data.source import Source, TaskGenerator, TaskSource
+from lightning_meta.import_paths import public_path
 from lightning_meta.integrations import learn2learn
 
 ROOT = Path(__file__).parents[1]

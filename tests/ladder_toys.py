@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_meta.configuration import Described, describe
+from lightning_meta.describing import Described, describe
 from tests.run.toys import ToyLoader
 
 TASKS = ("near", "far")

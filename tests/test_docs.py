@@ -26,8 +26,8 @@ import lightning_meta
 from lightning_meta.cli import main
 from lightning_meta.cli.ladder.file import read_ladder
 from lightning_meta.cli.sweep.file import read_sweep
-from lightning_meta.configuration import import_class, public_path
 from lightning_meta.describing import fixed_options
+from lightning_meta.import_paths import import_class, public_path
 from lightning_meta.meta import MAML, MetaModule
 from lightning_meta.multitask import MultiTaskModule
 from lightning_meta.nn import MLP

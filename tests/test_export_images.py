@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_meta import load
 from lightning_meta.cli import main
-from lightning_meta.data.images import read_labelled
+from lightning_meta.data.images import labelled_files, read_images
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML, MetaModule, ProtoNet
 from lightning_meta.nn import MLP, Conv4
@@ -163,8 +163,9 @@ def test_an_exported_task_labels_as_predict_does_in_onnx(
 @needs_omniglot
 def test_stored_images_are_inverted_within_as_well(drawings: Path, tmp_path: Path) -> None:
     model = load(drawings / "protonet_1.ckpt")
-    images, _ = read_labelled(drawings / "query", model.spec.input_shape)
-    predictor = model.predictor(*read_labelled(drawings / "support", model.spec.input_shape, invert=True))
+    images = read_images(labelled_files(drawings / "query")[0], model.spec.input_shape)
+    files, labels = labelled_files(drawings / "support")
+    predictor = model.predictor(read_images(files, model.spec.input_shape, invert=True), labels)
     file = predictor.export(tmp_path / "task.pt2", torch.uint8, invert=True)
     extra = {"lightning_meta.json": ""}
     program = torch.export.load(file, extra_files=extra).module()

@@ -14,7 +14,7 @@ from torch import nn
 
 import lightning_meta as lm
 from lightning_meta.cli import main
-from lightning_meta.configuration import describe
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.nn import MLP, Frozen
 from lightning_meta.run import read_checkpoint

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta.configuration import describe
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.meta import MAML, ProtoNet

@@ -26,9 +26,11 @@ from torchmetrics.classification import (
 )
 from torchmetrics.regression import MeanAbsoluteError, PearsonCorrCoef, R2Score
 
-from lightning_meta.configuration import UntrustedClassError, build, describe
+from lightning_meta.building import build
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.functional.weighted_metrics import auroc, average_precision, f1, recall
+from lightning_meta.import_paths import UntrustedClassError
 from lightning_meta.metrics import GROUPS
 from lightning_meta.sources import Table
 from lightning_meta.sources.table_targets import Target

@@ -11,8 +11,8 @@ import torch
 import yaml
 
 import lightning_meta as lm
+from lightning_meta.building import build
 from lightning_meta.cli import main
-from lightning_meta.configuration import build
 from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.meta import MAML, MetaModule

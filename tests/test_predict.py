@@ -15,7 +15,7 @@ from PIL import Image
 
 from lightning_meta import load
 from lightning_meta.cli import main
-from lightning_meta.data.images import image_files, labelled_files, read_images, read_labelled
+from lightning_meta.data.images import image_files, labelled_files, read_images
 from lightning_meta.sources.labels_file import files_of_table
 from tests.test_cli import MAML, TRAINER
 
@@ -239,7 +239,8 @@ def test_the_table_does_not_depend_on_the_batches_and_is_what_python_says(traine
 
 def test_the_same_in_python(trained: Path) -> None:
     model = load(trained / "protonet" / "0")
-    predictor = model.predictor(*read_labelled("support", model.spec.input_shape))
+    files, names = labelled_files("support")
+    predictor = model.predictor(read_images(files, model.spec.input_shape), names)
     labels = predictor(read_images("query", model.spec.input_shape))
     assert predict(trained / "protonet" / "0") == 0
     assert labels == [r["label"] for r in rows()]
@@ -465,7 +466,9 @@ def test_sets_and_abstention_in_the_table(run: Path, capsys: pytest.CaptureFixtu
     assert list(rows[0]) == ["file", "label", "margin", "set", "abstained", "p(left)", "p(right)", "p(top)"]
     model = load(run)
     shape = model.spec.input_shape
-    outputs = model.predictor(*read_labelled("support", shape)).outputs(read_images(image_files(["query"]), shape))
+    files, labels = labelled_files("support")
+    predictor = model.predictor(read_images(files, shape), labels)
+    outputs = predictor.outputs(read_images(image_files(["query"]), shape))
     p = (outputs.double() / stored["temperature"]).softmax(-1)
     for row, of_row in zip(rows, p.tolist(), strict=True):
         by_name = dict(zip(("left", "right", "top"), of_row, strict=True))

@@ -16,8 +16,9 @@ from torch import nn
 
 import lightning_meta as lm
 from lightning_meta import meta, multitask
-from lightning_meta.configuration import build, describe, import_class, public_path, real_path
-from lightning_meta.describing import fixed_options
+from lightning_meta.building import build
+from lightning_meta.describing import describe, fixed_options
+from lightning_meta.import_paths import import_class, public_path, real_path
 from tests import methods
 
 ROOMS: list[ModuleType] = [lm, lm.nn, lm.sources, lm.weightings, lm.functional, lm.estimators, lm.pictures, lm.testing]

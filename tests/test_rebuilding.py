@@ -17,9 +17,10 @@ import yaml
 from torch import Tensor, nn
 
 import lightning_meta as lm
+from lightning_meta.building import build
 from lightning_meta.cli import main
 from lightning_meta.cli.config_text import check_fit_configs
-from lightning_meta.configuration import build, describe, remember
+from lightning_meta.describing import describe, remember
 from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.nn.fresh import fresh

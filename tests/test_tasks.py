@@ -22,7 +22,8 @@ from torchmetrics.classification import (
 )
 from torchmetrics.regression import R2Score
 
-from lightning_meta.configuration import build, describe
+from lightning_meta.building import build
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.tasks import Binary, Classification, Multilabel, Regression, Task, TasksSpec
 

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_meta.configuration import public_path
 from lightning_meta.data.hashes import of_weights
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.calibration import Calibrated
 from lightning_meta.fitting.table_calibration import CalibratedTable
+from lightning_meta.import_paths import public_path
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule
 from lightning_meta.meta.calibration import Calibration

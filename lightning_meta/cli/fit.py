@@ -25,7 +25,7 @@ from lightning_meta.cli.parsing import (
     with_own_paths,
     with_save_dir,
 )
-from lightning_meta.configuration import Described, refuse_unknown
+from lightning_meta.describing import Described, refuse_unknown
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import as_list, check_monitor, check_seed, check_trainer
 from lightning_meta.fitting.place import find_place

@@ -18,8 +18,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning_meta import nn
 from lightning_meta.cli.parsing import CLASS_PATH, own_path
 from lightning_meta.cli.screens import is_base, screen
-from lightning_meta.configuration import public_path
 from lightning_meta.data import Augmentation
+from lightning_meta.import_paths import public_path
 from lightning_meta.migration import EARLIER_PATH, current_path
 
 # typing takes `Union[int, float]` and `Union[float, int]` as equal and returns whichever was created first. With the

@@ -22,7 +22,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_meta.cli.refusal import Refusal, read_refusal
 from lightning_meta.cli.shipped import shipped
 from lightning_meta.describing import FACTORIES, fixed_options
-from lightning_meta.errors import UserError, reason_of, similar
+from lightning_meta.errors import UserError, reason_of, similar, some_of
 from lightning_meta.import_paths import import_class
 from lightning_meta.reading import no_file
 
@@ -84,7 +84,7 @@ def _message(refusal: Refusal, options: list[str], command: str) -> str | None:
         names, of_owner = (_arguments(refusal.owner), f" of {owner}") if owner else (options, "")
         meant = _meant(found[1], names, "" if owner else "--")
         if not meant and owner and names and refusal.key not in ("model", "data"):  # those have a help of their own
-            meant = f"; it has {', '.join(names[:MOST])}" + (f" and {len(names) - MOST} more" if names[MOST:] else "")
+            meant = f"; it has {some_of(names, MOST)}"
         meant = meant or f"; {_pointer(command, refusal)}"
         return f"there is no such option{of_owner}{meant}"
     # The second alternative is the message of `public_names.attach`.

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 import lightning_meta
 from lightning_meta import nn
 from lightning_meta.cli.options import Place, as_options
-from lightning_meta.configuration import RemembersArguments, remember
+from lightning_meta.describing import RemembersArguments, remember
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import as_list
 from lightning_meta.import_paths import import_object

@@ -12,10 +12,9 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 import lightning_meta
 from lightning_meta import sources
-from lightning_meta.configuration import public_path
 from lightning_meta.data.source import Source, TaskGenerator, TaskSource
 from lightning_meta.errors import UserError
-from lightning_meta.import_paths import import_object
+from lightning_meta.import_paths import import_object, public_path
 from lightning_meta.meta import MetaModule
 from lightning_meta.multitask import MultiTaskModule
 

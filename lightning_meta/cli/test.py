@@ -28,7 +28,6 @@ from lightning_meta.cli.options import as_option, naming_options
 from lightning_meta.cli.parsing import mistake_in
 from lightning_meta.cli.trained import add_model_options, load_trained
 from lightning_meta.cli.trust import check_untrusted, read_configuration, without_machine
-from lightning_meta.configuration import lies_in, real_path
 from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.calibration import TASKS, calibrate_by
@@ -39,6 +38,7 @@ from lightning_meta.fitting.importance import Importance, permutation_importance
 from lightning_meta.fitting.progress_bar import progress_bar
 from lightning_meta.fitting.summary import print_summary, write_outcome
 from lightning_meta.fitting.table_calibration import calibrate_table_by
+from lightning_meta.import_paths import lies_in, real_path
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule
 from lightning_meta.multitask import MultiTaskModule

@@ -9,10 +9,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lightning_meta.checks import whole
 from lightning_meta.cli.trust import HELP, SUGGESTED_FIX
-from lightning_meta.configuration import UntrustedClassError, class_paths
 from lightning_meta.errors import UserError
+from lightning_meta.import_paths import UntrustedClassError
 from lightning_meta.loading import load
 from lightning_meta.run import read_checkpoint
+from lightning_meta.specifications import class_paths
 
 OF_MODEL = {"steps": "test_inner_steps", "batch_norm": "batch_norm"}
 

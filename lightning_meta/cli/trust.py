@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
-from lightning_meta.configuration import import_class, lies_in, real_path
 from lightning_meta.errors import UserError, reason_of
+from lightning_meta.import_paths import import_class, lies_in, real_path
 from lightning_meta.reading import read_yaml
 
 HELP = (

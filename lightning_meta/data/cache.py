@@ -25,12 +25,14 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pooch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.hashes import Hashes, of_pools
@@ -43,6 +45,10 @@ _log = logging.getLogger(__name__)
 FORMAT = 1  # part of every key; increment it when the layout of the files changes
 
 UNUSED = 60  # days
+
+OTHER_CONTENT = "its content differs from its hash"
+
+Content = TypeVar("Content")
 
 _ENTRY = re.compile(r"([a-z0-9_]+-[0-9a-f]{16}|[0-9a-f]{32})\.safetensors")
 # Only temporary names of this module, safetensors and pooch, since the folder may contain a user's files.
@@ -85,12 +91,13 @@ def load_or_build(
     """
     key = f"format {FORMAT}; {key}"
     path = cache_folder() / "decoded" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    cached = _read(path, key, hashes)
+    checked = partial(_checked, key, hashes)
+    cached = read_cached(path, checked)
     if cached is None:
         pools = build()
         with replacing(path) as temporary:
             _write(temporary, key, pools, hashes(pools))
-        cached = _read(path, key, hashes)
+        cached = read_cached(path, checked)
     if cached is None:
         raise UserError(f"{path}: cannot be read back after it was written; check the disk")
     return cached
@@ -126,7 +133,30 @@ def replacing(path: Path, like: Sequence[Path] = ()) -> Iterator[Path]:
         ) from error
 
 
-def mark_used(path: Path) -> None:
+def read_cached(path: Path, checked: Callable[[dict[str, Tensor], dict[str, str]], Content | None]) -> Content | None:
+    """Read a file of the cache, memory-mapped, and log a warning if it is damaged.
+
+    Args:
+        path: The file.
+        checked: Function that checks the tensors and the header of the file, and returns what they hold. It may raise
+            any error if they are damaged, and returns None if they are outdated.
+
+    Returns:
+        The result of `checked`; None if the file is missing, outdated or damaged, so that it has to be written again.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            _mark_used(path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dictionary
+            return checked(tensors, file.metadata())
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a damaged file can make any step above fail
+        _log.warning("the cache file %s is damaged (%s) and is built again", path, error)
+        return None
+
+
+def _mark_used(path: Path) -> None:
     """Set the time of the last access of a file that was opened: many file systems do not, or once a day."""
     with contextlib.suppress(OSError):  # a cache of another user
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
@@ -155,34 +185,27 @@ def _write(path: Path, key: str, pools: Mapping[Split, Pool], hashes: Hashes) ->
     save_file(tensors, path, metadata=header)
 
 
-def _read(path: Path, key: str, hashes: Callable[[Mapping[Split, Pool]], Hashes]) -> Cached | None:
-    """Read and check the memory-mapped pools; None if the file is missing, outdated or damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            mark_used(path)
-            header = file.metadata()
-            classes = json.loads(header["classes"])
-            pools = {
-                split: Pool(
-                    x=file.get_tensor(f"{split}.x"),
-                    sizes=file.get_tensor(f"{split}.sizes"),
-                    names=tuple(classes[split]["names"]),
-                    groups=tuple(classes[split]["groups"]),
-                )
-                for split in SPLITS
-            }
-        if header["key"] != key:
-            raise ValueError("it was made for other options")
-        actual = hashes(pools)
-        if actual.splits and not {"splits", "classes_sha256"} <= header.keys():
-            return None  # written by a version that hashed another layout, or no class names
-        if actual.splits and header["classes_sha256"] != hashlib.sha256(header["classes"].encode()).hexdigest():
-            raise ValueError("its names of classes differ from their hash")
-        if actual != Hashes(header["sha256"], json.loads(header.get("splits", "{}"))):
-            raise ValueError("its content differs from its hash")
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # a damaged file can make any step above fail
-        _log.warning("the cache file %s is damaged (%s) and is built again", path, error)
-        return None
+def _checked(
+    key: str, hashes: Callable[[Mapping[Split, Pool]], Hashes], tensors: Mapping[str, Tensor], header: dict[str, str]
+) -> Cached | None:
+    """Check the pools of a file; None if it is outdated."""
+    classes = json.loads(header["classes"])
+    pools = {
+        split: Pool(
+            x=tensors[f"{split}.x"],
+            sizes=tensors[f"{split}.sizes"],
+            names=tuple(classes[split]["names"]),
+            groups=tuple(classes[split]["groups"]),
+        )
+        for split in SPLITS
+    }
+    if header["key"] != key:
+        raise ValueError("it was made for other options")
+    actual = hashes(pools)
+    if actual.splits and not {"splits", "classes_sha256"} <= header.keys():
+        return None  # written by a version that hashed another layout, or no class names
+    if actual.splits and header["classes_sha256"] != hashlib.sha256(header["classes"].encode()).hexdigest():
+        raise ValueError("its names of classes differ from their hash")
+    if actual != Hashes(header["sha256"], json.loads(header.get("splits", "{}"))):
+        raise ValueError(OTHER_CONTENT)
     return Cached(pools, actual)

@@ -34,7 +34,7 @@ from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, c
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source, TaskGenerator, check_inputs, check_parts
-from lightning_meta.errors import UserError, one_of
+from lightning_meta.errors import UserError, one_of, some_of
 from lightning_meta.nn.likeness import input_statistics
 from lightning_meta.tasks import EpisodeSpec, Regression
 
@@ -430,10 +430,9 @@ class EpisodicDataModule(SourceDataModule):
         few[large_enough(pool, shape) % len(pool.names)] = False
         if few.any() and (self.trainer is None or self.trainer.is_global_zero):
             names = [repr(pool.names[i]) for i in few.nonzero()[:, 0].tolist()]
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             _log.warning(
-                "small_classes: %d of %d classes of the %s split have fewer than %d examples and are left out: %s%s",
-                *(len(names), len(pool.names), split, shape.needed(), ", ".join(names[:5]), more),
+                "small_classes: %d of %d classes of the %s split have fewer than %d examples and are left out: %s",
+                *(len(names), len(pool.names), split, shape.needed(), some_of(names, 5)),
             )
 
     def _check_targets(self, split: Split, pool: Pool, train: Pool) -> None:

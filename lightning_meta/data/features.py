@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_meta.configuration import describe
-from lightning_meta.data.cache import cache_folder, mark_used, replacing
+from lightning_meta.data.cache import OTHER_CONTENT, cache_folder, read_cached, replacing
 from lightning_meta.data.decoded import progress
 from lightning_meta.data.hashes import bytes_of, of_weights
 from lightning_meta.data.pool import Pool
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.nn.frozen import FeatureExtractor, frozen_part
 
@@ -141,7 +140,7 @@ def _key(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, examples: str
 
 
 def _read_once(path: Path, examples: str, kept: Kept) -> Tensor | None:
-    """Return the features of a file like `_read`, without reading it again if it is unchanged."""
+    """Return the features of a file, without reading it again if it is unchanged."""
     try:
         state = path.stat()
     except FileNotFoundError:
@@ -150,25 +149,14 @@ def _read_once(path: Path, examples: str, kept: Kept) -> Tensor | None:
     previous = kept.get(examples)
     if previous is not None and previous[:2] == (path, version):
         return previous[2]
-    features = _read(path)
+    features = read_cached(path, _checked)
     if features is not None:
         kept[examples] = path, version, features
     return features
 
 
-def _read(path: Path) -> Tensor | None:
-    """Return the features in a file, memory-mapped; None if the file is missing or damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            mark_used(path)
-            features: Tensor = file.get_tensor("features")
-            expected = file.metadata()["sha256"]
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # a damaged file can break any step of the above
-        _log.warning("the cache file %s is damaged (%s) and is recomputed", path, error)
-        return None
-    if hashlib.sha256(bytes_of(features)).hexdigest() != expected:
-        _log.warning("the cache file %s is damaged (its content differs from its hash) and is recomputed", path)
-        return None
+def _checked(tensors: dict[str, Tensor], header: dict[str, str]) -> Tensor:
+    features = tensors["features"]
+    if hashlib.sha256(bytes_of(features)).hexdigest() != header["sha256"]:
+        raise ValueError(OTHER_CONTENT)
     return features

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.decoded import DecodedSource, progress
 from lightning_meta.data.pool import Pool
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, some_of
 from lightning_meta.reading import open_regular
 
 Listing = dict[Split, dict[str, list[Path]]]
@@ -191,9 +191,7 @@ def refuse(faults: Faults) -> None:
     if not others:
         raise first
     files = "1 more file has such a fault" if len(others) == 1 else f"{len(others)} more files have such faults"
-    named = ", ".join(str(path) for path, _ in others[: NAMED - 1])
-    unnamed = len(others) - NAMED + 1
-    raise UserError(f"{first}; {files}: {named}{f' and {unnamed} more' if unnamed > 0 else ''}") from first
+    raise UserError(f"{first}; {files}: {some_of((str(path) for path, _ in others), NAMED - 1)}") from first
 
 
 def decode(path: Path, size: int, channels: int, invert: bool = False) -> np.ndarray:

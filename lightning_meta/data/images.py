@@ -56,25 +56,6 @@ def read_images(files: str | Path | Iterable[str | Path], input_shape: Sequence[
     return torch.from_numpy(np.stack(images)) if images else torch.empty(0, channels, size, size, dtype=torch.uint8)
 
 
-def read_labelled(folder: str | Path, input_shape: Sequence[int], invert: bool = False) -> tuple[Tensor, list[str]]:
-    """Read a support set from a folder with a folder of images for each class.
-
-    Args:
-        folder: Folder of the classes, `folder/<class>/*`, as for `labelled_files`.
-        input_shape: Shape of the images, `(channels, size, size)`, such as `model.spec.input_shape`.
-        invert: Whether to invert brightness.
-
-    Returns:
-        Images `(M, channels, size, size)`, uint8, and the M names of their classes.
-
-    Raises:
-        UserError: The folder does not exist or has fewer than two classes, a class has no images, or a file is not an
-            image.
-    """
-    files, labels = labelled_files(folder)
-    return read_images(files, input_shape, invert), labels
-
-
 def labelled_files(folder: str | Path) -> tuple[list[Path], list[str]]:
     """List the images in a folder with a folder for each class.
 

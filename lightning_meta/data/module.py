@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 
 from lightning_meta.batches import Split
 from lightning_meta.checks import whole
-from lightning_meta.configuration import RemembersArguments
 from lightning_meta.data.loader import FirstBatches, ResumableSampler, TrainLoader
 from lightning_meta.data.validation import check_validates
+from lightning_meta.describing import RemembersArguments
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.precision import HAS_FLOAT64
 from lightning_meta.overrides import check_overrides

@@ -22,7 +22,7 @@ from lightning_meta.data.source import Source, TaskSource, check_inputs, check_p
 from lightning_meta.data.task_batches import AllExamples, TaskBatches, subset
 from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, some_of
 from lightning_meta.tasks import Task, TasksSpec
 from lightning_meta.tasks.few_rows import FEWEST_ROWS, enough_rows
 
@@ -134,7 +134,7 @@ class MultiTaskDataModule(SourceDataModule):
         if self.only is not None:
             for name in self.only:
                 if name not in tasks:
-                    raise UserError(f"tasks: there is no task {name!r}; there are {_listed(list(tasks))}")
+                    raise UserError(f"tasks: there is no task {name!r}; there are {some_of(map(repr, tasks))}")
             tasks = {name: tasks[name] for name in self.only}
             sets = {split: data.select(self.only) for split, data in sets.items()}
             descriptors = {name: z for name, z in descriptors.items() if name in tasks}
@@ -255,7 +255,7 @@ def check_names(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
         raise UserError("source: it has no tasks")
     for split in SPLITS:
         if set(sets[split].names) != set(tasks):
-            names, expected = _listed(sets[split].names), _listed(list(tasks))
+            names, expected = some_of(map(repr, sets[split].names)), some_of(map(repr, tasks))
             raise UserError(f"source: the {split} split has tasks {names}, expected {expected}")
 
 
@@ -313,7 +313,7 @@ def say_metrics(tasks: Mapping[str, Task], fitted: Mapping[str, Task]) -> None:
         _log.info(
             "metric: %d of %d tasks are selected and compared by %s and not by %s, since one class has more than 80 %% "
             "of their training labels (%s); give a task its metric to choose another",
-            *(len(moved), len(tasks), new, old, _listed(moved, 3)),
+            *(len(moved), len(tasks), new, old, some_of(map(repr, moved), 3)),
         )
 
 
@@ -325,11 +325,10 @@ def say_few_rows(sets: Mapping[Split, TaskSet]) -> None:
     few = [name for name, *counting in zip(names, in_val, in_test, strict=True) if not all(counting)]
     if few:
         shown = [f"{name!r} {'/'.join(map(str, counts[name]))}" for name in few]
-        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
         _log.warning(
             "examples: %d of %d tasks have fewer than %d for validation or test, where their scores do not count in "
-            "means over tasks (train/val/test): %s%s",
-            *(len(few), len(counts), FEWEST_ROWS, ", ".join(shown[:5]), more),
+            "means over tasks (train/val/test): %s",
+            *(len(few), len(counts), FEWEST_ROWS, some_of(shown, 5)),
         )
 
 
@@ -340,9 +339,5 @@ def say_single_values(train: TaskSet) -> None:
         _log.warning(
             "targets: %d of %d tasks have a single label or number in training, so there is nothing to learn (%s); "
             "leave them out with `tasks`",
-            *(len(alike), len(train.names), _listed(alike, 5)),
+            *(len(alike), len(train.names), some_of(map(repr, alike), 5)),
         )
-
-
-def _listed(names: Sequence[str], most: int = 10) -> str:
-    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

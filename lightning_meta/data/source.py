@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Examples, Split
 from lightning_meta.checks import instance
-from lightning_meta.configuration import RemembersArguments
 from lightning_meta.data.hashes import HashedParts, of_sets
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet
+from lightning_meta.describing import RemembersArguments
 from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import all_finite
 from lightning_meta.tasks import Task

@@ -33,7 +33,7 @@ from lightning_meta.estimators.needed import (
     r2_score,
 )
 from lightning_meta.estimators.targets import columns_of, labelled_rows, labels_of, numbers_of, plain
-from lightning_meta.estimators.training import Arrays, device_of, held_out_rows, quiet, train
+from lightning_meta.estimators.training import LOGGERS, Arrays, device_of, held_out_rows, train
 from lightning_meta.fitting.checks import check_machine
 from lightning_meta.functional.generators import seeded_generators
 from lightning_meta.multitask.base import MultiTaskModule
@@ -41,6 +41,7 @@ from lightning_meta.multitask.linear import Linear
 from lightning_meta.nn.likeness import check_outputs
 from lightning_meta.nn.mlp import MLP
 from lightning_meta.nn.stateless import untouched
+from lightning_meta.silence import silence
 from lightning_meta.tasks import Classification, Regression, Task
 
 ROWS = 4096  # rows per prediction batch
@@ -140,7 +141,7 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
         train_set = part(~held)
         source = Arrays(dict(zip(names, tasks, strict=True)), train_set, part(held) if held.any() else train_set)
         data = MultiTaskDataModule(source, batch_size=self.batch_size, seed=seed)
-        with quiet(), seeded_generators(device_of(self.accelerator), seed):
+        with silence(*LOGGERS), seeded_generators(device_of(self.accelerator), seed):
             module = self._module(cls, X.shape[1])
             patience = self.patience if self.early_stopping else None
             self.n_iter_ = train(

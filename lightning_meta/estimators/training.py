@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from math import inf, isnan
 from typing import Any
 
@@ -122,21 +119,6 @@ def train(
     module.trainer = None
     module.cpu().eval()
     return epochs
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Within the context, the Trainer neither logs nor warns."""
-    before = {name: logging.getLogger(name).level for name in LOGGERS}
-    try:
-        for name in LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def held_out_rows(groups: list[NDArray[np.bool_]], fraction: float, seed: int) -> NDArray[np.bool_]:

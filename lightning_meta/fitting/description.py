@@ -10,8 +10,8 @@ import lightning
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from lightning_meta.configuration import Described, refuse_unknown
 from lightning_meta.data.module import SourceDataModule
+from lightning_meta.describing import Described, refuse_unknown
 from lightning_meta.fitting.place import Place
 from lightning_meta.run.checkpoints import RunCheckpoint
 from lightning_meta.run.written import written
@@ -48,9 +48,7 @@ def config_of(
     values = {**defaults, **trainer, **{name: trainer.get(name) or None for name in ("callbacks", "logger")}}
     options = {
         "seed_everything": seed,
-        "trainer": {
-            name: written(values[name] or None if name in ("callbacks", "logger") else values[name]) for name in values
-        },
+        "trainer": {name: written(value) for name, value in values.items()},
         "model": _model(module, data),
         "data": written(data),
         "name": place.name,
@@ -65,9 +63,7 @@ def config_of(
 def _model(module: LightningModule, data: LightningDataModule) -> Any:
     """Describe the module, without the task description that it took from the data, as for a loaded module."""
     spec = written(module)
-    if isinstance(module, Described) and marked(
-        spec, "instance"
-    ):  # it has arguments without names, which cannot be described
+    if isinstance(module, Described) and marked(spec, "instance"):  # it has arguments without names
         refuse_unknown(module)
     for name, value in getattr(module, "_init_args", {}).items():
         if isinstance(value, EpisodeSpec | TasksSpec) and isinstance(data, SourceDataModule):

@@ -66,18 +66,6 @@ class ExactDerivatives(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def calls_inexact(function: Callable[..., Any], *inputs: Any) -> bool:
-    """Whether a function calls anything that `ExactDerivatives` replaces.
-
-    Args:
-        function: A network; it is run once.
-        *inputs: Inputs of the function.
-    """
-    with ExactDerivatives() as mode:
-        function(*inputs)
-    return mode.found
-
-
 def _gradients_are_mapped() -> bool:
     """Whether a gradient is taken within or around `vmap`, in whatever order."""
     transforms = {level.key() for level in get_interpreter_stack()}

@@ -33,8 +33,13 @@ class ClassifierLearner(MetaModule, ABC):
         """Cross-entropy over all training classes, of every image of the meta-batch."""
         x, y = images_of_all_classes(batch)
         features, statistics = features_in_training(self, x)
-        outputs = self.classifier(features)
+        outputs = self.training_logits(features)
         return Outcome(self.task.loss(outputs, y).unsqueeze(0), outputs, y, statistics)
+
+    def training_logits(self, features: Tensor) -> Tensor:
+        """The logits `(M, classes)` of features `(M, F)` over all training classes."""
+        logits: Tensor = self.classifier(features)
+        return logits
 
     def features(self, x: Tensor) -> Tensor:
         """The features `(M, F)` of inputs `(M, *input_shape)` after training."""

@@ -7,21 +7,20 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_meta.batches import Episode, Examples
+from lightning_meta.batches import Examples
 from lightning_meta.checks import not_negative, positive, whole
 from lightning_meta.errors import one_of
 from lightning_meta.functional.inner_loop import inner_loop
 from lightning_meta.functional.precision import at_least_float32, in_float32
 from lightning_meta.functional.prototypes import class_means, cosine_similarity
-from lightning_meta.meta.all_classes import features_after_training, features_in_training, images_of_all_classes
-from lightning_meta.meta.base import MetaModule, Outcome
+from lightning_meta.meta.all_classes import ClassifierLearner
 from lightning_meta.nn.stateless import Tensors
 from lightning_meta.tasks import EpisodeSpec
 
 Head = Literal["linear", "cosine"]
 
 
-class Baseline(MetaModule):
+class Baseline(ClassifierLearner):
     r"""Classify all training classes at once; then, for a task, train a head on the frozen features of its support set.
 
     With a linear head this resembles the baseline of Tian et al. (ECCV 2020, https://arxiv.org/abs/2003.11539),
@@ -74,9 +73,6 @@ class Baseline(MetaModule):
         **options: Options of `MetaModule`.
     """
 
-    inner_gradients = False
-    classifies_only = True
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -95,16 +91,13 @@ class Baseline(MetaModule):
         self.head, self.scale = head, scale
         self.head_steps, self.head_lr, self.weight_decay = head_steps, head_lr, weight_decay
 
-    def meta_batch_loss(self, batch: Episode) -> Outcome:
-        """Cross-entropy over all training classes, of every image of the meta-batch."""
-        x, y = images_of_all_classes(batch)
-        features, statistics = features_in_training(self, x)
-        outputs = self._logits(features, dict(self.classifier.named_parameters()))
-        return Outcome(self.task.loss(outputs, y).unsqueeze(0), outputs, y, statistics)
+    def training_logits(self, features: Tensor) -> Tensor:
+        """The logits `(M, classes)` of features `(M, F)` over all training classes, by the same head as for tasks."""
+        return self._logits(features, dict(self.classifier.named_parameters()))
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
         """The head of a task: `weight` `(N, F)` and `bias` `(N,)`."""
-        features = Examples(at_least_float32(features_after_training(self, support.x)), support.y)
+        features = Examples(self.features(support.x), support.y)
 
         def loss(head: Tensors, buffers: Tensors, features: Examples) -> tuple[Tensor, Tensors]:
             penalty = self.weight_decay / 2 * head["weight"].square().sum()
@@ -117,7 +110,7 @@ class Baseline(MetaModule):
 
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of the task's head."""
-        return self._logits(features_after_training(self, x), state)
+        return self._logits(self.features(x), state)
 
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the classifier of the training classes, which new tasks do not use."""

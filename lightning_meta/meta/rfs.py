@@ -15,10 +15,10 @@ from lightning_meta.data.augmentation import Augmentation
 from lightning_meta.errors import UserError
 from lightning_meta.functional.logistic_regression import logistic_regression
 from lightning_meta.functional.mini_batches import content_keys
-from lightning_meta.functional.precision import at_least_float32, in_float32
+from lightning_meta.functional.precision import in_float32
 from lightning_meta.functional.tensor_bits import bits
-from lightning_meta.meta.all_classes import features_after_training, features_in_training, images_of_all_classes
-from lightning_meta.meta.base import MetaModule, Outcome
+from lightning_meta.meta.all_classes import ClassifierLearner, features_after_training, images_of_all_classes
+from lightning_meta.meta.base import Outcome
 from lightning_meta.meta.teachers import Teacher
 from lightning_meta.nn.stateless import Tensors
 from lightning_meta.resuming import ANEW
@@ -28,7 +28,7 @@ TEMPERATURE = 4.0
 """T of distillation, as in the authors' code."""
 
 
-class RFS(MetaModule):
+class RFS(ClassifierLearner):
     r"""Classify all training classes at once; then, for a task, fit logistic regression to augmented support images.
 
     The baseline of Tian, Wang, Krishnan, Tenenbaum and Isola, Rethinking Few-Shot Image Classification: A Good
@@ -85,9 +85,6 @@ class RFS(MetaModule):
         **options: Options of `MetaModule`.
     """
 
-    inner_gradients = False
-    classifies_only = True
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -115,7 +112,7 @@ class RFS(MetaModule):
         """Make the classifier of the training classes, which new tasks do not use."""
         if self.augmentation is not None:
             self.augmentation.check(episodes.input_shape, getattr(torch, episodes.input_dtype or "float32"))
-        self.classifier = nn.Linear(self.feature_size, episodes.classes)
+        super().build(episodes)
 
     def setup(self, stage: str) -> None:
         """Also load the teacher before training."""
@@ -124,14 +121,12 @@ class RFS(MetaModule):
             self.teacher.load(self)
 
     def meta_batch_loss(self, batch: Episode) -> Outcome:
-        """The loss over all training classes, of every image of the meta-batch."""
-        x, y = images_of_all_classes(batch)
-        features, statistics = features_in_training(self, x)
-        outputs = self.classifier(features)
-        loss = self.task.loss(outputs, y)
-        if self.teacher is not None:
-            loss = (loss + distillation_loss(outputs, self.teacher(x))) / 2
-        return Outcome(loss.unsqueeze(0), outputs, y, statistics)
+        """The loss over all training classes, of every image of the meta-batch; with a teacher, also its loss."""
+        outcome = super().meta_batch_loss(batch)
+        if self.teacher is None:
+            return outcome
+        taught = self.teacher(images_of_all_classes(batch).x)
+        return outcome._replace(loss=(outcome.loss + distillation_loss(outcome.outputs, taught)) / 2)
 
     def class_logits(self, x: Tensor) -> Tensor:
         """Logits `(M, classes)` of inputs `(M, *input_shape)` over all training classes, after training."""
@@ -176,7 +171,7 @@ class RFS(MetaModule):
             raise UserError(f"teacher: {self.teacher.path} is not the model that the run has learned from so far{ANEW}")
 
     def _unit_features(self, x: Tensor) -> Tensor:
-        return F.normalize(at_least_float32(features_after_training(self, x)), dim=-1)
+        return F.normalize(self.features(x), dim=-1)
 
 
 @in_float32

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_meta.configuration import class_paths, describe
 from lightning_meta.data.hashes import of_weights
 from lightning_meta.data.module import SourceDataModule
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.meta.learner import Learner
 from lightning_meta.run.checkpoint_io import read_checkpoint
+from lightning_meta.specifications import class_paths
 
 
 class Teacher:

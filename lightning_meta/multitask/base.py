@@ -21,7 +21,7 @@ from lightning_meta.batch_check import ChecksBatches
 from lightning_meta.batches import Consecutive, TaskBatch
 from lightning_meta.building import is_rebuilt
 from lightning_meta.checks import instance
-from lightning_meta.errors import UserError, meant
+from lightning_meta.errors import UserError, meant, some_of
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.functional.ranks import sum_over_ranks, world_size
@@ -467,8 +467,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         super().on_train_start()
         if self.spec.table is not None and self.trainer.is_global_zero:
             names = [repr(feature.name) for feature in self.spec.table.features]
-            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-            _log_of_data.info("table: inputs from the columns %s%s", ", ".join(names[:20]), more)
+            _log_of_data.info("table: inputs from the columns %s", some_of(names, 20))
             one_hot = [f.name for f in self.spec.table.features if isinstance(f, TextFeature) and not f.coded]
             if one_hot and any(isinstance(module, TabularMLP) for module in self.modules()):
                 _log_of_data.warning(

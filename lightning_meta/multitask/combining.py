@@ -312,6 +312,20 @@ def memory_of(device: torch.device) -> float:
     return float(memory_limit()) if device.type == "cpu" and sys.platform != "win32" else math.inf
 
 
+def clip_groups(groups: Iterable[Iterable[nn.Module]], most: float | None, algorithm: str | None) -> None:
+    """Clip the gradients of each group of modules separately.
+
+    Args:
+        groups: The modules of each group.
+        most: Largest norm of a group, or value of a gradient; None or 0 clips nothing.
+        algorithm: "value" clips values, otherwise norms.
+    """
+    clip = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_
+    if most:
+        for group in groups:
+            clip([p for module in group for p in module.parameters()], most)
+
+
 def drop_gradients(modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> None:
     """Drop the gradients of modules, of those parameters that an optimizer has."""
     parameters = [p for module in modules for p in module.parameters()]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_meta.batches import Common, Consecutive
 from lightning_meta.errors import UserError
 from lightning_meta.multitask.base import MultiTaskModule
-from lightning_meta.multitask.combining import drop_gradients
+from lightning_meta.multitask.combining import clip_groups, drop_gradients
 from lightning_meta.multitask.together import predictions
 from lightning_meta.nn.features import output_size
 from lightning_meta.tasks import TasksSpec
@@ -123,16 +123,12 @@ class Grouped(MultiTaskModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradient of each group separately."""
-        if not gradient_clip_val:
-            return
         numbers = self.task_numbers
-        for backbone, group in self._networks():
-            own = [module for name in group for module in self.own_modules(numbers[name])]
-            parameters = [p for module in (backbone, *own) for p in module.parameters()]
-            if gradient_clip_algorithm == "value":
-                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-            else:
-                nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        groups = (
+            [backbone, *(module for name in group for module in self.own_modules(numbers[name]))]
+            for backbone, group in self._networks()
+        )
+        clip_groups(groups, gradient_clip_val, gradient_clip_algorithm)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of groups without any task since the last step, and those of absent tasks."""

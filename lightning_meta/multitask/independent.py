@@ -21,6 +21,7 @@ from lightning_meta.errors import UserError, one_of, reason_of
 from lightning_meta.functional.generators import generator_states, same_states
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.multitask.combining import clip_groups
 from lightning_meta.multitask.records import TaskRecords
 from lightning_meta.multitask.selection import SCORE, Improved, monitored, of_tasks
 from lightning_meta.multitask.snapshots import Snapshots
@@ -219,14 +220,8 @@ class Independent(MultiTaskModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradient of each task separately."""
-        if not gradient_clip_val:
-            return
-        for i in range(len(self.names)):
-            parameters = [p for module in self.own_modules(i) for p in module.parameters()]
-            if gradient_clip_algorithm == "value":
-                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-            else:
-                nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        groups = map(self.own_modules, range(len(self.names)))
+        clip_groups(groups, gradient_clip_val, gradient_clip_algorithm)
 
     def on_test_start(self) -> None:
         """Make the records for the weights of the best mean."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.checks import instance, numbers
-from lightning_meta.configuration import Described
+from lightning_meta.describing import Described
 from lightning_meta.errors import UserError
 from lightning_meta.nn.stages import stages_of
 

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lightning_meta import checks
-from lightning_meta.configuration import Described
+from lightning_meta.describing import Described
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.nn.normalization import TaskBatchNorm
 from lightning_meta.nn.stages import MeanOverPositions

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from lightning_meta.building import rebuilding
-from lightning_meta.configuration import build, class_paths, describe
+from lightning_meta.building import build, rebuilding
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import import_object
 from lightning_meta.nn.frozen import FeatureExtractor
 from lightning_meta.nn.heads import seeded
 from lightning_meta.nn.normalization import per_task
-from lightning_meta.specifications import marked
+from lightning_meta.specifications import class_paths, marked
 
 
 def fresh(network: nn.Module, seed: int) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from lightning_meta.checks import instance
-from lightning_meta.configuration import Described
+from lightning_meta.describing import Described
 from lightning_meta.errors import UserError
 from lightning_meta.nn.normalization import per_task, task_norms
 from lightning_meta.nn.stages import stages_of

@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from lightning_meta.checks import whole, widths
-from lightning_meta.configuration import Described
+from lightning_meta.describing import Described
 
 
 class MLP(Described, nn.Module):

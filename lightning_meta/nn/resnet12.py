@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from lightning_meta import checks
-from lightning_meta.configuration import Described
+from lightning_meta.describing import Described
 from lightning_meta.errors import UserError
 from lightning_meta.nn.drop_block import DropBlock
 from lightning_meta.nn.normalization import TaskBatchNorm

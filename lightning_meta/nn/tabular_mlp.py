@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.checks import whole, widths
-from lightning_meta.configuration import Described
+from lightning_meta.describing import Described
 from lightning_meta.errors import UserError
 from lightning_meta.nn.categories import CategoryEmbedding, check_columns
 from lightning_meta.nn.heads import seeded

@@ -30,7 +30,7 @@ from lightning_meta.report.drawing import (
 )
 from lightning_meta.report.transfer.reading import read_results
 from lightning_meta.run.files import check_target
-from lightning_meta.run.tables import numbers_of, read_table, write_table
+from lightning_meta.run.tables import numbers_of, read_columns, write_table
 
 SIZE = (6.0, 4.0)  # inches
 # Line styles and markers.
@@ -94,8 +94,8 @@ def columns_of(file: Path, words: bool = False) -> dict[str, np.ndarray]:
     Raises:
         UserError: The file is damaged.
     """
-    header, rows = read_table(file, ["task" if words else "step"])
-    return {name: _column(file, name, [row[i] for row in rows], words) for i, name in enumerate(header)}
+    columns = read_columns(file, ["task" if words else "step"])
+    return {name: _column(file, name, values, words) for name, values in columns.items()}
 
 
 def _column(file: Path, name: str, values: list[str], words: bool) -> np.ndarray:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
-from lightning_meta.configuration import import_class
 from lightning_meta.errors import UserError
+from lightning_meta.import_paths import import_class
 from lightning_meta.resuming import LONGEST, first_weights_of, same_class, shown
 from lightning_meta.run.checkpoints import RunCheckpoint
 from lightning_meta.run.written import written

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,10 @@ from torch import Tensor, nn
 from lightning_meta.errors import UserError, reason_of
 from lightning_meta.nn.features import IMAGE_DIMS, are_ids
 from lightning_meta.run.files import replacing
+from lightning_meta.silence import silence
 
 FORMATS = (".pt2", ".onnx")
+EXPORTERS = ("torch.fx", "torch.fx.experimental.symbolic_shapes", "torch.onnx", "onnxscript", "onnx_ir")  # loggers
 METADATA = "lightning_meta.json"
 MOST = 1 << 20  # maximum number of inputs per call
 INPUTS = {
@@ -53,7 +53,8 @@ def write_program(
         UserError: A package is missing, or an operator cannot be exported.
     """
     content, reasons = b"", list[Exception]()
-    with _quiet():
+    # Exporters print the whole graph when they fail.
+    with silence(*EXPORTERS), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
         for make in makers:
             try:
                 content = _content(path, make(), example, json.dumps(about), fewest, outputs)
@@ -147,20 +148,3 @@ def _onnx(program: Any, example: tuple[Tensor, ...], about: str, outputs: Sequen
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA, about
     return bytes(model.SerializeToString())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporters, which print the whole graph when they fail."""
-    exporters = [logging.getLogger(name) for name in ("torch.fx", "torch.onnx", "onnxscript", "onnx_ir")]
-    shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    levels = [(log, log.level) for log in (*exporters, shapes)]
-    for log, _ in levels:
-        log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for log, level in levels:
-            log.setLevel(level)

@@ -16,7 +16,6 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_meta.configuration import class_paths
 from lightning_meta.data.module import SourceDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.migration import EARLIER_PATH, current_path
@@ -29,6 +28,7 @@ from lightning_meta.run.differences import NOT_COMPARED, START_ANEW, Difference,
 from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.naming import Naming, as_argument
 from lightning_meta.run.results import versions
+from lightning_meta.specifications import class_paths
 
 KEY = "lightning_meta_run"
 

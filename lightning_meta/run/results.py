@@ -16,9 +16,9 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_meta.cells import as_cell
-from lightning_meta.configuration import public_path
 from lightning_meta.data.module import SourceDataModule
 from lightning_meta.functional.tf32 import has_tf32, tf32_in_use
+from lightning_meta.import_paths import public_path
 from lightning_meta.run.files import replacing
 from lightning_meta.run.revision import git_revision
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_meta.cells import as_cells, as_text
-from lightning_meta.errors import UserError, reason_of
+from lightning_meta.errors import UserError, reason_of, some_of
 from lightning_meta.reading import LARGEST_TABLE, read_bytes
 from lightning_meta.run.files import replacing
 
@@ -45,7 +45,8 @@ def read_table(file: Path, required: Sequence[str] = (), rows: int | None = None
     """
     columns, table, torn = _read(file, rows)
     if missing := [name for name in required if name not in columns]:
-        raise UserError(f"{file} is damaged: it has no column {missing[0]!r}, only {_some(columns)}")
+        present = some_of(columns, 6)[:200] or "nothing"
+        raise UserError(f"{file} is damaged: it has no column {missing[0]!r}, only {present}")
     for number, row in enumerate(table, 1):
         if len(row) != len(columns):
             raise UserError(
@@ -56,6 +57,12 @@ def read_table(file: Path, required: Sequence[str] = (), rows: int | None = None
     if torn:
         _log.warning("%s: the last row is not whole, and is left out", file)
     return columns, table
+
+
+def read_columns(file: Path, required: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Read a CSV file as `read_table` does, and return its values by column."""
+    columns, rows = read_table(file, required)
+    return {name: [row[i] for row in rows] for i, name in enumerate(columns)}
 
 
 def numbers_of(file: Path, column: str, values: Sequence[str]) -> list[float]:
@@ -94,7 +101,3 @@ def _read(file: Path, rows: int | None) -> tuple[list[str], list[list[str]], boo
 
 def _is_binary(cell: str) -> bool:
     return bool(_BINARY.search(cell))
-
-
-def _some(columns: Sequence[str]) -> str:
-    return (", ".join(columns[:6]) or "nothing")[:200]

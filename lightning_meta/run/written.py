@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_meta.configuration import describe
+from lightning_meta.describing import describe
 from lightning_meta.import_paths import import_object
 from lightning_meta.specifications import marked
 

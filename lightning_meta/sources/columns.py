@@ -336,6 +336,16 @@ class Column:
             return repr(str(self._cells[row]))
         return repr(self.spelled.texts[self.spelled.codes[row]])
 
+    def complete(self) -> Column:
+        """Return the column itself, which must have a value in every row.
+
+        Raises:
+            UserError: A value is missing.
+        """
+        if self.missing.any():
+            raise self.wrong(int(self.missing.argmax()), "every row needs a value here")
+        return self
+
     def wrong(self, row: int, problem: str) -> UserError:
         """Return the error for the value of a row; `problem` says what was expected."""
         return UserError(f"{self.where}, {self.row_name(row)} is {self.shown(row)}: {problem}")

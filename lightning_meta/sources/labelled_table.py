@@ -20,7 +20,7 @@ from lightning_meta.sources.class_lists import refuse_shared
 from lightning_meta.sources.columns import Column
 from lightning_meta.sources.division import divided_classes, enough_classes
 from lightning_meta.sources.table_features import Features, Scaling, encode, learn_features
-from lightning_meta.sources.table_files import Decimal, Spelling, instead_of, read_columns
+from lightning_meta.sources.table_files import Decimal, Spelling, features_of, read_columns, with_columns_of
 from lightning_meta.sources.table_messages import say
 from lightning_meta.sources.table_pools import TablePools
 
@@ -129,15 +129,8 @@ class LabelledTable(TablePools):
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
-        columns = read_columns(self.path, spelling=self.spelling)
-        named = {"label": [self.label], "features": self.features, "categorical": self.categorical}
-        named["split_column"] = [] if self.split_column is None else [self.split_column]
-        for option, names in named.items():
-            for name in names or ():
-                if name not in columns:
-                    instead = instead_of(name, list(columns))
-                    raise UserError(f"LabelledTable {option}: {self.path} has no column {name!r}; {instead}")
-        return columns
+        options = ("label", "features", "categorical", "split_column")
+        return with_columns_of(self, read_columns(self.path, spelling=self.spelling), options)
 
     @cached_property
     def _classes(self) -> dict[Split, list[str]]:
@@ -180,14 +173,9 @@ class LabelledTable(TablePools):
     @cached_property
     def _feature_columns(self) -> dict[str, Column]:
         other_roles = {self.label, self.split_column}
-        names = self.features if self.features is not None else [n for n in self._columns if n not in other_roles]
-        if wrong := [name for name in names if name in other_roles]:
+        if wrong := [name for name in self.features or () if name in other_roles]:
             raise UserError(f"LabelledTable features: {wrong[0]!r} is the label or the split, and not a feature")
-        if wrong := [name for name in self.categorical if name not in names]:
-            raise UserError(f"LabelledTable categorical: {wrong[0]!r} is not a feature")
-        if not names:
-            raise UserError(f"{self.path}: no column is left for a feature; name some in `features`")
-        return {name: self._columns[name] for name in names}
+        return features_of(self, self._columns, other_roles)
 
     def _learn_features(self) -> Features:
         train = self._in_training()

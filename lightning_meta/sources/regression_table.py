@@ -23,7 +23,7 @@ from lightning_meta.sources.class_lists import refuse_shared
 from lightning_meta.sources.columns import Column
 from lightning_meta.sources.division import divided_classes
 from lightning_meta.sources.table_features import Features, encode, learn_features
-from lightning_meta.sources.table_files import Decimal, Spelling, instead_of, read_columns
+from lightning_meta.sources.table_files import Decimal, Spelling, features_of, read_columns, with_columns_of
 from lightning_meta.sources.table_folder import read_folder, tables_in
 from lightning_meta.sources.table_messages import say
 from lightning_meta.sources.table_pools import TablePools
@@ -165,27 +165,14 @@ class RegressionTable(TablePools):
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
-        columns = self._read[0]
-        for option in ("targets", "task_column", "features", "split_column", "categorical", "leave_out"):
-            value = getattr(self, option)
-            for name in [value] if isinstance(value, str) else value or ():
-                if name not in columns:
-                    instead = instead_of(name, list(columns))
-                    raise UserError(f"RegressionTable {option}: {self.path} has no column {name!r}; {instead}")
-        return columns
+        options = ("targets", "task_column", "features", "split_column", "categorical", "leave_out")
+        return with_columns_of(self, self._read[0], options)
 
     @cached_property
     def _task_of(self) -> list[str]:
         """The task of each row."""
         file_of_row = self._read[1]
-        return file_of_row if file_of_row is not None else self._full(str(self.task_column)).labels
-
-    def _full(self, name: str) -> Column:
-        """Return a column, which must have a value in every row."""
-        column = self._columns[name]
-        if column.missing.any():
-            raise column.wrong(int(column.missing.argmax()), "every row needs a value here")
-        return column
+        return file_of_row if file_of_row is not None else self._columns[str(self.task_column)].complete().labels
 
     @cached_property
     def _rows(self) -> list[int]:
@@ -232,7 +219,7 @@ class RegressionTable(TablePools):
         return tasks
 
     def _tasks_of_column(self) -> dict[Split, list[str]]:
-        column = self._full(str(self.split_column))
+        column = self._columns[str(self.split_column)].complete()
         tasks: dict[Split, set[str]] = {split: set() for split in SPLITS}
         for row in self._rows:
             if (split := column.labels[row]) not in SPLITS:
@@ -263,12 +250,7 @@ class RegressionTable(TablePools):
     def _feature_columns(self) -> dict[str, Column]:
         columns = self._columns  # first, so that a missing column is reported before other mistakes
         other_roles = {*self.targets, *self.leave_out, self.task_column, self.split_column}
-        names = self.features if self.features is not None else [name for name in columns if name not in other_roles]
-        if not names:
-            raise UserError(f"{self.path}: no column is left for a feature; name some in `features`")
-        if wrong := [name for name in self.categorical if name not in names]:
-            raise UserError(f"RegressionTable categorical: {wrong[0]!r} is not a feature")
-        return {name: columns[name] for name in names}
+        return features_of(self, columns, other_roles)
 
     def _learn_features(self) -> Features:
         train = set(self._tasks["train"])

@@ -15,17 +15,18 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_meta.batches import SPLITS, Split
+from lightning_meta.building import build
 from lightning_meta.checks import names_in_list
-from lightning_meta.configuration import build, describe
 from lightning_meta.data.hashes import HashedParts, Hashes, of_sets
 from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.sources.columns import Coded, Column
 from lightning_meta.sources.table_cache import Encoded, is_cached, read_or_encode, sets_of, tensors_of
 from lightning_meta.sources.table_division import by_time, hashes_of_rows, hashes_of_texts, stratified, twins
 from lightning_meta.sources.table_features import Categories, Scaling, encode_parts, learn_features, numbers_rows
-from lightning_meta.sources.table_files import Decimal, Spelling, instead_of, read_columns
+from lightning_meta.sources.table_files import Decimal, Spelling, features_of, read_columns, with_columns_of
 from lightning_meta.sources.table_messages import say
 from lightning_meta.sources.table_targets import Kind, Target, encoded, few_numbers, kind_of, task_of, yes_by_order
 from lightning_meta.sources.table_weights import row_weights, with_mean_1, with_weights
@@ -190,7 +191,7 @@ class Table(TaskSource):
         kinds = self._kinds
         values = {name: encoded(self._columns[name], *kinds[name]) for name in self.targets}
         present = {name: torch.from_numpy(~self._columns[name].missing) for name in self.targets}
-        weights = None if self.weights is None else row_weights(self._column(self.weights))
+        weights = None if self.weights is None else row_weights(self._columns[self.weights].complete())
         task_rows = {split: self._rows_in(split) for split in SPLITS}
         split_rows = {split: np.concatenate(list(by_task.values())) for split, by_task in task_rows.items()}
         inputs = encode_parts(self._feature_columns, self._spec.features, list(split_rows.values()))
@@ -215,7 +216,7 @@ class Table(TaskSource):
         in_split = self._split_of == split
         if self.task_column is None:
             return {"": np.flatnonzero(in_split)}
-        texts, codes = self._column(self.task_column).coded
+        texts, codes = self._columns[self.task_column].complete().coded
         rows = np.flatnonzero(in_split & self._labelled)
         return {name: rows[codes[rows] == texts.index(name)] for name in self._task_names}
 
@@ -248,21 +249,7 @@ class Table(TaskSource):
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
-        columns = read_columns(self.path, spelling=self.spelling)
-        for option in COLUMNS:
-            value = getattr(self, option)
-            for name in [value] if isinstance(value, str) else value or ():
-                if name not in columns:
-                    instead = instead_of(name, list(columns))
-                    raise UserError(f"Table {option}: {self.path} has no column {name!r}; {instead}")
-        return columns
-
-    def _column(self, name: str) -> Column:
-        """Return a column, which must have a value in every row."""
-        column = self._columns[name]
-        if column.missing.any():
-            raise column.wrong(int(column.missing.argmax()), "every row needs a value here")
-        return column
+        return with_columns_of(self, read_columns(self.path, spelling=self.spelling), COLUMNS)
 
     @cached_property
     def _kinds(self) -> dict[str, tuple[Kind, list[str]]]:
@@ -274,17 +261,12 @@ class Table(TaskSource):
     def _task_names(self) -> list[str]:
         if self._stored is not None:
             return self._stored.task_names
-        return list(self.targets) if self.task_column is None else self._column(self.task_column).classes()
+        return list(self.targets) if self.task_column is None else self._columns[self.task_column].complete().classes()
 
     @cached_property
     def _feature_columns(self) -> dict[str, Column]:
         other_roles = {*self.targets, *self.leave_out, *(getattr(self, role) for role in ROLES)}
-        names = self.features if self.features is not None else [n for n in self._columns if n not in other_roles]
-        if not names:
-            raise UserError(f"{self.path}: no column is left for a feature; name some in `features`")
-        if wrong := [name for name in self.categorical if name not in names]:
-            raise UserError(f"Table categorical: {wrong[0]!r} is not a feature")
-        return {name: self._columns[name] for name in names}
+        return features_of(self, self._columns, other_roles)
 
     @cached_property
     def _spec(self) -> TableSpec:
@@ -321,7 +303,7 @@ class Table(TaskSource):
                 "IDs in leave_out, and a time in time_column: %s",
                 names,
             )
-        of_numbers = self.task_column is not None and self._column(self.task_column).first_text is None
+        of_numbers = self.task_column is not None and self._columns[self.task_column].complete().first_text is None
         spelling = {"delimiter": self.spelling.delimiter or "", "decimal": self.spelling.decimal}
         return TableSpec(features, targets, self.task_column or "", of_numbers, **spelling)
 
@@ -337,18 +319,18 @@ class Table(TaskSource):
         split_of = np.zeros(len(labelled), dtype="<U5")
         rows = labelled.nonzero()[0]
         if self.split_column is not None:
-            column = self._column(self.split_column)
+            column = self._columns[self.split_column].complete()
             if (wrong := column.coded.first(lambda label: label not in SPLITS)) is not None:
                 raise column.wrong(wrong, "expected train, val or test")
             split_of[rows] = np.array(column.coded.texts)[column.coded.codes[rows]]
         elif self.time_column is not None:
-            split_of[rows] = by_time(self._column(self.time_column), rows, self.fractions)
+            split_of[rows] = by_time(self._columns[self.time_column].complete(), rows, self.fractions)
         else:
             prefix = f"{self.seed}/"
             if self.group_column is None:  # twins are one unit
                 units = hashes_of_rows(self._feature_columns.values(), rows, prefix)
             else:
-                units = hashes_of_texts(self._column(self.group_column).coded, rows, prefix)
+                units = hashes_of_texts(self._columns[self.group_column].complete().coded, rows, prefix)
             split_of[rows] = stratified(units, self._strata(rows), self.fractions)
             if self.group_column is None:
                 return split_of
@@ -371,7 +353,7 @@ class Table(TaskSource):
         """
         tasks = Coded([""], np.zeros(len(self._labelled), np.int64))
         if self.task_column is not None:
-            tasks = self._column(self.task_column).coded
+            tasks = self._columns[self.task_column].complete().coded
         strata: list[Coded] = []
         for name, (kind, _) in self._kinds.items():
             column = self._columns[name]

@@ -21,11 +21,12 @@ from torch import Tensor
 
 import lightning_meta
 from lightning_meta.batches import SPLITS, Split
-from lightning_meta.configuration import describe, unknown_parts
 from lightning_meta.data.hashes import of_weights
 from lightning_meta.data.task_set import TaskSet
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.sources.table_messages import Message, noting
+from lightning_meta.specifications import unknown_parts
 
 _log = logging.getLogger(__name__)
 
@@ -186,26 +187,17 @@ def _write(path: Path, key: str, encoded: Encoded, messages: Sequence[Message], 
 
 def _read(path: Path, key: str) -> tuple[Encoded, list[Message]] | None:
     """Read and check the memory-mapped tensors; None if the file is missing, outdated or damaged."""
-    from safetensors import safe_open
+    from lightning_meta.data.cache import OTHER_CONTENT, read_cached
 
-    from lightning_meta.data.cache import mark_used
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            mark_used(path)
-            header = file.metadata()
-            if header["key"] != key:  # the table has changed
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dictionary
+    def checked(tensors: dict[str, Tensor], header: dict[str, str]) -> tuple[Encoded, list[Message]] | None:
+        if header["key"] != key:  # the table has changed
+            return None
         if header["sha256"] != _sha(key, header["about"], of_weights(sorted(tensors.items()))):
-            raise ValueError("its content differs from its hash")
+            raise ValueError(OTHER_CONTENT)
         content = json.loads(header["about"])
         return Encoded(tensors, content["about"]), [Message(*message) for message in content["messages"]]
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # a damaged file can make any step above fail
-        _log.warning("the cache file %s is damaged (%s) and is built again", path, error)
-        return None
+
+    return read_cached(path, checked)
 
 
 def _sha(*parts: Any) -> str:

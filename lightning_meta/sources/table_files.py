@@ -6,12 +6,12 @@ import csv
 import difflib
 from array import array
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lightning_meta.errors import UserError, one_of, reason_of
 from lightning_meta.sources.columns import EXACT, Column
@@ -344,3 +344,24 @@ def instead_of(name: str, columns: list[str]) -> str:
         return f"its columns are separated by {other!r}; set delimiter={other!r}"
     close = difflib.get_close_matches(name, columns, n=1)
     return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(map(repr, columns))}"
+
+
+def with_columns_of(source: Any, columns: dict[str, Column], options: Sequence[str]) -> dict[str, Column]:
+    """Return the columns of a source's table, and refuse options that name a column which is not there."""
+    for option in options:
+        value = getattr(source, option)
+        for name in [value] if isinstance(value, str) else value or ():
+            if name not in columns:
+                instead = instead_of(name, list(columns))
+                raise UserError(f"{type(source).__name__} {option}: {source.path} has no column {name!r}; {instead}")
+    return columns
+
+
+def features_of(source: Any, columns: Mapping[str, Column], other_roles: Collection[str | None]) -> dict[str, Column]:
+    """Return the columns of a source's features: those that it names, or all that have no other role."""
+    names = source.features if source.features is not None else [name for name in columns if name not in other_roles]
+    if not names:
+        raise UserError(f"{source.path}: no column is left for a feature; name some in `features`")
+    if wrong := [name for name in source.categorical if name not in names]:
+        raise UserError(f"{type(source).__name__} categorical: {wrong[0]!r} is not a feature")
+    return {name: columns[name] for name in names}

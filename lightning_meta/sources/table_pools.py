@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from lightning_meta.batches import SPLITS, Split
-from lightning_meta.configuration import build, describe
+from lightning_meta.building import build
 from lightning_meta.data.hashes import of_pools
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source
+from lightning_meta.describing import describe
 from lightning_meta.sources.table_cache import Encoded, is_cached, read_or_encode
 from lightning_meta.sources.table_features import Features
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_meta.errors import UserError, reason_of
+from lightning_meta.errors import UserError, reason_of, some_of
 from lightning_meta.nn.likeness import FAR
 from lightning_meta.sources.columns import Column
 from lightning_meta.sources.table_features import encode
@@ -148,12 +148,9 @@ def _not_in(feature: TextFeature, column: Column) -> NDArray[np.bool_]:
 def _of_tasks(spec: TableSpec, tasks: Sequence[str], columns: Mapping[str, Column], count: int) -> dict[str, Tensor]:
     if not spec.task_column:
         return {name: torch.arange(count) for name in tasks}
-    column = columns[spec.task_column]
-    if column.missing.any():
-        raise column.wrong(int(column.missing.argmax()), "every row needs a value here")
+    column = columns[spec.task_column].complete()
     coded, task_names = column.texts(spec.task_of_numbers), set(tasks)
     if (row := coded.first(lambda name: name not in task_names)) is not None:
-        some = ", ".join(map(repr, tasks[:10])) + (f" and {len(tasks) - 10} more" if len(tasks) > 10 else "")
-        raise column.wrong(row, f"the model has no such task; it has {some}")
+        raise column.wrong(row, f"the model has no such task; it has {some_of(map(repr, tasks))}")
     order = dict.fromkeys(coded.codes.tolist())  # tasks in the order of their first rows
     return {coded.texts[code]: torch.from_numpy(np.flatnonzero(coded.codes == code)) for code in order}

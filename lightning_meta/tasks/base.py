@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_meta.checks import whole
-from lightning_meta.configuration import Described
+from lightning_meta.describing import Described
 from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.functional.weighted_metrics import example_values

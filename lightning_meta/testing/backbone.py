@@ -8,7 +8,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.configuration import Described, build, describe
+from lightning_meta.building import build
+from lightning_meta.describing import Described, describe
 from lightning_meta.functional import TaskMap
 from lightning_meta.functional.exact import ExactDerivatives
 from lightning_meta.nn.checks import CANNOT_BE_MAPPED, SLOWLY_MAPPED

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lightning_meta.configuration import Described
+from lightning_meta.describing import Described
 from lightning_meta.tasks import Task
 
 LARGEST_WEIGHT = 1e4

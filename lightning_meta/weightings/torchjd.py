@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.configuration import remember
+from lightning_meta.describing import remember
 from lightning_meta.errors import UserError, reason_of
 from lightning_meta.functional import random_bits
 from lightning_meta.functional.generators import seeded_generators

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.func import vmap
 
 import lightning_meta as lm
-from lightning_meta.configuration import build, describe
+from lightning_meta.building import build
 from lightning_meta.data.augmentation import Augmentation
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.functional.random_bits import bits
 from tests.devices.pretend import accelerator

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import lightning_meta as lm
-from lightning_meta.data.features import PROBED, _read
+from lightning_meta.data.cache import read_cached
+from lightning_meta.data.features import PROBED
 from lightning_meta.errors import UserError
 from lightning_meta.meta.teachers import Teacher
 from lightning_meta.nn import MLP, Frozen
@@ -100,11 +101,11 @@ def test_images_are_run_once() -> None:
 def test_a_grid_reads_them_once_and_still_finds_out_another_network(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
 
-    def noting(path: Path) -> Tensor | None:
+    def noting(path: Path, checked: Any) -> Any:
         read.append(path)
-        return _read(path)
+        return read_cached(path, checked)
 
-    monkeypatch.setattr("lightning_meta.data.features._read", noting)
+    monkeypatch.setattr("lightning_meta.data.features.read_cached", noting)
     network, data = protonet()[1], toys.pictures()
     module = lm.ProtoNet(Frozen(network))
     lm.evaluate(module, data, ways=[2, 3], shots=[1, 2], accelerator="cpu")

@@ -16,7 +16,7 @@ import torch
 from pyarrow import csv, parquet
 
 from lightning_meta.batches import SPLITS
-from lightning_meta.configuration import describe
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.sources import (
     LabelledTable,

@@ -14,8 +14,8 @@ from torch.func import functional_call, grad
 
 import lightning_meta
 from lightning_meta.batches import Examples
-from lightning_meta.configuration import Described
 from lightning_meta.data import EpisodicDataModule
+from lightning_meta.describing import Described
 from lightning_meta.errors import UserError
 from lightning_meta.functional import TaskMap
 from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet, base

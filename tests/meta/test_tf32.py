@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta import load
+from lightning_meta.building import build
 from lightning_meta.cli import main
-from lightning_meta.configuration import build, describe
 from lightning_meta.data import EpisodicDataModule
+from lightning_meta.describing import describe
 from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
 from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4

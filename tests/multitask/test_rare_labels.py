@@ -25,9 +25,10 @@ from torchmetrics.classification import BinaryCohenKappa
 
 import lightning_meta as lm
 from lightning_meta.batches import SPLITS
-from lightning_meta.configuration import build, describe
+from lightning_meta.building import build
 from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.data.task_set import TaskSet
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.multitask import Independent, MultiHead
 from lightning_meta.run import RunCheckpoint, RunLogger

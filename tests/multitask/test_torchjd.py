@@ -18,8 +18,9 @@ from torchjd.linalg import Matrix
 
 import lightning_meta as lm
 from lightning_meta.batches import SPLITS
-from lightning_meta.configuration import build, describe
+from lightning_meta.building import build
 from lightning_meta.data.task_set import TaskSet
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.functional import random_bits
 from lightning_meta.functional.generators import seeded_generators

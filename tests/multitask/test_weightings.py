@@ -10,7 +10,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lightning_meta.configuration import build, describe
+from lightning_meta.building import build
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.multitask.combining import in_order
 from lightning_meta.tasks import Binary, Classification, Multilabel, Regression, Task

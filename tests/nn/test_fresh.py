@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.configuration import Described, build
+from lightning_meta.building import build
+from lightning_meta.describing import Described
 from lightning_meta.nn import MLP, ChannelNormalized, Conv4, Frozen, LeNet, ResNet12, TaskBatchNorm, per_task
 from lightning_meta.nn.fresh import fresh
 

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from lightning_meta.functional import TaskMap
-from lightning_meta.functional.exact import ExactDerivatives, calls_inexact
+from lightning_meta.functional.exact import ExactDerivatives
 from lightning_meta.nn.checks import CANNOT_BE_MAPPED, SLOWLY_MAPPED
 from lightning_meta.testing.comparing import relative_error
 from lightning_meta.testing.meta_gradients import MetaGradients
@@ -211,7 +211,9 @@ def test_batched_running_statistics_are_updated_as_by_torch() -> None:
 )
 def test_which_networks_need_exact_derivatives(network: nn.Module, inexact: bool) -> None:
     inputs = (torch.randn(3, *FLAT),) * (3 if isinstance(network, nn.MultiheadAttention) else 1)
-    assert calls_inexact(network, *inputs) is inexact
+    with ExactDerivatives() as mode:
+        network(*inputs)
+    assert mode.found is inexact
 
 
 def test_outside_of_torch_func_nothing_is_replaced() -> None:

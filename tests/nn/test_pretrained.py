@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lightning_meta as lm
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.nn import Pretrained, published
 from lightning_meta.testing import toys
@@ -153,4 +154,4 @@ def test_models_of_other_libraries_with_random_weights(name: str) -> None:
 def test_a_function_of_torchvision_stands_for_its_name() -> None:
     models = pytest.importorskip("torchvision", reason="torchvision is not installed").models
     backbone = Pretrained(models.resnet18, image_size=32, pretrained=False)
-    assert lm.configuration.describe(backbone)["init_args"]["name"] == "torchvision/resnet18"
+    assert describe(backbone)["init_args"]["name"] == "torchvision/resnet18"

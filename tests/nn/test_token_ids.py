@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import lightning_meta as lm
 from lightning_meta.batches import SPLITS, Split
-from lightning_meta.configuration import Described
 from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule, Pool
 from lightning_meta.data.source import Source, TaskSource
 from lightning_meta.data.task_set import TaskSet
+from lightning_meta.describing import Described
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
 from lightning_meta.multitask import Conditioned, CrossStitch, MixtureOfExperts, MultiHead

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lightning_meta.configuration import describe
+from lightning_meta.describing import describe
 from lightning_meta.meta import ProtoNet
 from lightning_meta.nn import MLP
 from lightning_meta.tasks import EpisodeSpec

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import lightning_meta
 from lightning_meta.cli import main
-from lightning_meta.configuration import describe
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.meta import ProtoNet
 from lightning_meta.nn import MLP

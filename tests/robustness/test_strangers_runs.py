@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
+from lightning_meta.building import build
 from lightning_meta.cli import main
 from lightning_meta.cli.trust import without_machine
-from lightning_meta.configuration import build, describe
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML
 from lightning_meta.nn import MLP

@@ -21,10 +21,12 @@ from torch import nn
 
 import lightning_meta
 import lightning_meta as lm
+from lightning_meta.building import build
 from lightning_meta.cli import main
 from lightning_meta.cli.trust import check_untrusted
-from lightning_meta.configuration import TRUSTED, Described, UntrustedClassError, build, describe
+from lightning_meta.describing import Described, describe
 from lightning_meta.errors import UserError
+from lightning_meta.import_paths import TRUSTED, UntrustedClassError
 from lightning_meta.meta import ProtoNet
 from lightning_meta.nn import MLP
 from lightning_meta.run import AtomicCheckpointIO
@@ -287,7 +289,7 @@ def test_trust_builds_modules_only(capsys: pytest.CaptureFixture[str]) -> None:
 
 USERS = """
 from torch import nn
-from lightning_meta.configuration import Described
+from lightning_meta.describing import Described
 
 
 class Net(Described, nn.Module):

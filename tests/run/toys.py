@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_meta.configuration import Described, describe
+from lightning_meta.describing import Described, describe
 from lightning_meta.errors import NonFiniteLossError, UserError
 
 

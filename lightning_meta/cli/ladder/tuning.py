@@ -17,7 +17,7 @@ from lightning_meta.modes import mode_of
 from lightning_meta.reading import read_yaml
 from lightning_meta.report.transfer.reading import read_results
 from lightning_meta.run.files import replacing
-from lightning_meta.run.tables import numbers_of, read_table
+from lightning_meta.run.tables import numbers_of, read_columns
 
 FAILED = "failed.yaml"  # the configuration with which the training of a trial failed, in the folder of the trial
 
@@ -146,8 +146,7 @@ def _ends(settings: Sequence[Mapping[str, Any]], best: int) -> dict[str, str]:
 def _tasks(run: PlannedRun) -> list[str]:
     """Names of the tasks of a finished run."""
     assert run.directory is not None
-    header, rows = read_table(run.directory / "per_task.csv", ["task"])
-    return [row[header.index("task")] for row in rows]
+    return read_columns(run.directory / "per_task.csv", ["task"])["task"]
 
 
 def _weighted(config: Mapping[str, Any], weights: Mapping[str, float]) -> dict[str, Any]:
@@ -182,8 +181,7 @@ def _logged_weights(rung: str, run: PlannedRun) -> dict[str, float]:
     """The mean weight of each task that a run logged."""
     assert run.directory is not None
     file = run.directory / "metrics.csv"
-    names, rows = read_table(file)
-    columns = dict(zip(names, zip(*rows, strict=True), strict=False))
+    columns = read_columns(file)
     logged = {name: numbers_of(file, name, column) for name, column in columns.items() if name.startswith(WEIGHT)}
     weights = mean_weights(logged)
     if missing := [task for task in _tasks(run) if task not in weights]:

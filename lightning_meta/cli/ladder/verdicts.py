@@ -55,7 +55,7 @@ class Row:
     @property
     def settings(self) -> str:
         """The tuned settings and weights as text."""
-        settings = [f"{_short(name)} {value}" for name, value in self.search_result.settings.items()]
+        settings = [f"{name.rpartition('.')[2]} {value}" for name, value in self.search_result.settings.items()]
         weights = self.search_result.weights
         if 0 < len(weights) <= NAMED_WEIGHTS:
             settings.append("weights " + ", ".join(f"{task} {weight:.2f}" for task, weight in weights.items()))
@@ -101,7 +101,9 @@ class Verdicts:
     def _ends(self) -> list[str]:
         """What to say of settings at an end of those tried: one line, or none."""
         ends = [
-            f"{_short(name)} of {row.rung} ({end})" for row in self.rows for name, end in row.search_result.ends.items()
+            f"{name.rpartition('.')[2]} of {row.rung} ({end})"
+            for row in self.rows
+            for name, end in row.search_result.ends.items()
         ]
         if not ends:
             return []
@@ -168,11 +170,6 @@ def verdicts(
             )
         )
     return Verdicts(report.baseline, rows)
-
-
-def _short(option: str) -> str:
-    """The last part of an option, such as lr."""
-    return option.rpartition(".")[2]
 
 
 def _number(results: Mapping[str, Any], name: str) -> float:

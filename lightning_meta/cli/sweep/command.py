@@ -145,7 +145,7 @@ def _run(record: SweepRecord, trial: FrozenTrial, signals: Signals) -> float:
     """Train or resume a trial; returns the best value of the metric."""
     space, place = record.space, record.place(trial)
     title = f"trial {record.number(trial)}"
-    settings = ", ".join(f"{_last_part(name)} {_shown(value)}" for name, value in trial.params.items())
+    settings = ", ".join(f"{name.rpartition('.')[2]} {_shown(value)}" for name, value in trial.params.items())
     print(f"{title}: {settings}", flush=True)
     try:
         run_trial(place, _options(space, trial.params), signals)
@@ -167,7 +167,7 @@ def _run(record: SweepRecord, trial: FrozenTrial, signals: Signals) -> float:
 
 def _show(record: SweepRecord, file: Path) -> None:
     space, ranking = record.space, record.ranking()
-    table = Table("trial", space.metric, *(_last_part(name) for name in space.parameters))
+    table = Table("trial", space.metric, *(name.rpartition(".")[2] for name in space.parameters))
     for trial in ranking[:BEST_SHOWN]:
         table.add_row(
             str(record.number(trial)), f"{trial.value:.4g}", *(_shown(trial.params[n]) for n in space.parameters)
@@ -175,10 +175,6 @@ def _show(record: SweepRecord, file: Path) -> None:
     Console(markup=False).print(table)
     best = f"the best run: {record.place(ranking[0]) / RUN}" if ranking else "no trial has a result"
     print(f"{best}; all trials: {file}")
-
-
-def _last_part(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def _shown(value: Any) -> str:

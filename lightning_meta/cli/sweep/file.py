@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from lightning_meta.checks import is_number
 from lightning_meta.cli.config_text import read_config
 from lightning_meta.cli.fit import fit_options
 from lightning_meta.errors import UserError
@@ -150,7 +150,7 @@ def _choice(where: str, spec: Mapping[str, Any]) -> Parameter:
 def _range(where: str, spec: Mapping[str, Any]) -> Parameter:
     _check_keys(where, spec, {"min", "max", "distribution"})
     low, high = spec.get("min"), spec.get("max")
-    if not _is_number(low) or not _is_number(high) or not low < high:
+    if not is_number(low) or not is_number(high) or not low < high:
         raise UserError(f"{where}: expected min and a larger max, got {low!r} and {high!r} (write 0.0001, not 1e-4)")
     whole = isinstance(low, int) and isinstance(high, int)
     kind = spec.get("distribution", "int_uniform" if whole else "uniform")
@@ -161,10 +161,6 @@ def _range(where: str, spec: Mapping[str, Any]) -> Parameter:
     if kind == "log_uniform_values" and low <= 0:
         raise UserError(f"{where}: expected min > 0 with log_uniform_values, got {low}")
     return Parameter((), low, high, kind == "log_uniform_values", kind == "int_uniform")
-
-
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _options(file: str, command: Any) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from lightning_meta.cli.children import ERROR, POLL, Children, last_line
 from lightning_meta.errors import UserError
 from lightning_meta.run.hold import is_held
-from lightning_meta.run.tables import numbers_of, read_table
+from lightning_meta.run.tables import numbers_of, read_columns
 from lightning_meta.signals import Signals
 
 RUN, LOG = "0", "log"
@@ -63,8 +63,7 @@ def reached(run: Path, metric: str, maximize: bool) -> float:
         FloatingPointError: The metric was never finite.
     """
     file = run / "metrics.csv"
-    columns, rows = read_table(file) if file.is_file() else ([], [])
-    values = dict(zip(columns, zip(*rows, strict=True), strict=False))
+    values = read_columns(file) if file.is_file() else {}
     logged = sorted(name for name, column in values.items() if any(column) and name.startswith("val/"))
     if not logged:
         raise UserError("no validation metric was logged: train for longer or validate sooner")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.configuration import describe
+from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML
 from lightning_meta.nn import Conv4

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lightning_meta.errors import some_of
 from lightning_meta.functional.delta_m import FLOOR, delta_m
 from lightning_meta.report.transfer.intervals import ALPHA, Intervals, paired_intervals
 from lightning_meta.report.transfer.matching import (
@@ -320,7 +321,7 @@ def what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) -> 
     unknown = {t.task for m in transfers for t in m.tasks if t.verdict == "not comparable"}
     if unknown:
         sizes = {task.task: task.test_examples for task in transfers[0].tasks if task.task in unknown}
-        named = _some([f"{name} ({count} test example{'s' * (count != 1)})" for name, count in sizes.items()])
+        named = some_of([f"{name} ({count} test example{'s' * (count != 1)})" for name, count in sizes.items()])
         lines.append(
             f"Not comparable are {len(unknown)} of {tasks} tasks, with fewer than {FEWEST_ROWS} test examples, or whose"
             f" metric is not defined, as where all targets are equal: {named}. Means, counts and statements are over "
@@ -348,7 +349,7 @@ def constants(methods: Sequence[Method]) -> list[str]:
         if failed := [name for name, difference in reached.items() if difference <= 0]:
             lines.append(
                 f"{method.name} is not better than a constant, the best prediction that ignores the input, "
-                f"in {len(failed)} of {len(names)} tasks: {_some(failed)}."
+                f"in {len(failed)} of {len(names)} tasks: {some_of(failed)}."
             )
     return lines
 
@@ -361,7 +362,7 @@ def not_converged(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
         if late:
             lines.append(
                 f"{method.name} is not converged, train longer: the last validation was the best one in at least one "
-                f"seed in {len(late)} of {len(names)} tasks: {_some(late)}."
+                f"seed in {len(late)} of {len(names)} tasks: {some_of(late)}."
             )
     return lines
 
@@ -374,9 +375,5 @@ def without_interval(methods: Sequence[Method], names: Sequence[str]) -> list[st
         return []
     return [
         f"{len(one)} of {len(names)} tasks have no interval, as a test example is the only one of its class, or the "
-        f"metric is not defined without it: {_some(one)}."
+        f"metric is not defined without it: {some_of(one)}."
     ]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from numpy.lib import format as npy
 
-from lightning_meta.errors import UserError, reason_of
+from lightning_meta.errors import UserError, reason_of, some_of
 from lightning_meta.metrics import classes_of
 from lightning_meta.reading import is_number, open_regular, read_text, read_yaml
 from lightning_meta.run.tables import numbers_of, read_table
@@ -220,7 +220,7 @@ def _rows(file: Path) -> dict[str, dict[str, str]]:
     if missing := [c for c in ("task", *COLUMNS) if c not in header]:
         raise UserError(
             f"{file.parent} is not a multi-task run: its per_task.csv has no column {missing[0]!r}, "
-            f"only {', '.join(name[:40] for name in header[:6]) or 'nothing'}"
+            f"only {some_of((name[:40] for name in header), 6) or 'nothing'}"
         )
     table = [dict(zip(header, line, strict=True)) for line in lines]
     names = [row["task"] for row in table]

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta.configuration import Described, build, describe
+from lightning_meta.building import build
+from lightning_meta.describing import Described, describe
 from lightning_meta.errors import UserError
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.tasks import EpisodeSpec
