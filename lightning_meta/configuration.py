@@ -13,7 +13,8 @@ functools.partial(<class 'torch.optim.adam.Adam'>, lr=0.01)
 
 The forms are:
 
-- `{"class_path": p, "init_args": {...}}`: an object of a class; of an optimiser or a schedule, what makes one.
+- `{"class_path": p, "init_args": {...}}`: an object of a class; of an optimiser or a schedule, what makes one. With
+  `fitted` the object also has values that were computed from data, and that its constructor does not take.
 - `{"function_path": p, "init_args": {...}}`: what a function returns, such as `torchvision.models.resnet18`.
 - `{"import_path": p}`: a class or a function itself; with `init_args` a `functools.partial` of it, with `member` a
   member of an enumeration.
