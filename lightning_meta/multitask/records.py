@@ -153,9 +153,8 @@ class TaskRecords(Metric):
         if not len(self.task_numbers):  # a list of tensors, or one tensor after gathering over ranks
             return RecordTable({})
         task_numbers, ids, *others, numbers = (_in_one(getattr(self, name)).cpu() for name in _COLUMNS)
-        starts = _starts(others[0])
-        in_order = _ascends(task_numbers, ids)
-        if not in_order:
+        recorded_kinds, order = others[0], None
+        if not _ascends(task_numbers, ids):
             # An example may occur twice: a rank without examples evaluates one that another rank evaluates as well.
             # The sort is stable, so the first record of each example is kept.
             order = torch.from_numpy(np.lexsort((ids.numpy(), task_numbers.numpy())))
@@ -163,13 +162,12 @@ class TaskRecords(Metric):
             first = torch.ones(len(order), dtype=torch.bool)
             first[1:] = (pairs[:, 1:] != pairs[:, :-1]).any(0)
             order = order[first]
-            task_numbers, ids, starts, *others = (c[order] for c in (task_numbers, ids, starts, *others))
+            task_numbers, ids, *others = (column[order] for column in (task_numbers, ids, *others))
         kinds, losses, outputs = others
         counts = torch.bincount(task_numbers, minlength=len(self.order)).tolist()
-        last_kinds = F.pad(kinds, (0, 1))[torch.tensor(counts).cumsum(0) - 1].tolist()  # -1 without any row
-        task_kinds = [kind if count else 0 for kind, count in zip(last_kinds, counts, strict=True)]
-        # Each task has targets of one kind.
-        rows_of_kind = {kind: _rows_of(numbers, starts, kinds, kind, in_order) for kind in set(task_kinds)}
+        last_kinds = F.pad(kinds, (0, 1))[torch.tensor(counts).cumsum(0) - 1].tolist()
+        task_kinds = [kind if count else None for kind, count in zip(last_kinds, counts, strict=True)]
+        rows_of_kind = _rows_by_kind(numbers, recorded_kinds, order, {kind for kind in task_kinds if kind is not None})
         columns = {}
         if self.joined:
             columns = {"task": task_numbers, "id": ids, "output": at_least_float32(outputs)}
@@ -182,9 +180,10 @@ class TaskRecords(Metric):
             by_kind[kind] = _Kind.of(kind).by_task(rows, of_kind)
         by_task = [column.split(counts) for column in (ids, at_least_float32(losses))]
         records = {}
-        for (name, number), kind, width in zip(self.order.items(), task_kinds, self.widths, strict=True):
+        for (name, number), own_kind, width in zip(self.order.items(), task_kinds, self.widths, strict=True):
             own_ids, own_losses = (column[number] for column in by_task)
-            records[name] = TaskRecord(own_ids, own_losses, by_width[width][number], by_kind[kind][number])
+            targets = torch.zeros(0) if own_kind is None else by_kind[own_kind][number]
+            records[name] = TaskRecord(own_ids, own_losses, by_width[width][number], targets)
         return RecordTable(records, columns)
 
 
@@ -328,31 +327,32 @@ def _as_row(targets: Tensor) -> tuple[Tensor, _Kind]:
     return numbers, _Kind(_DTYPES.index(dtype), len(sizes), length)
 
 
-def _starts(kinds: Tensor) -> Tensor:
-    """Return where each row starts in the vector of all rows, `(n,)`, given the numbers of their kinds."""
-    lengths = kinds // (_MOST_DIMENSIONS * len(_DTYPES))
-    return lengths.cumsum(0) - lengths
-
-
-def _rows_of(numbers: Tensor, starts: Tensor, kinds: Tensor, kind: int, in_order: bool) -> Tensor:
-    """Return the rows of one kind, `(n, length)`, from the vector of all rows.
+def _rows_by_kind(numbers: Tensor, kinds: Tensor, order: Tensor | None, distinct: set[int]) -> dict[int, Tensor]:
+    """Return the rows of each kind, `(n, length)`, from the vector of all rows.
 
     Args:
-        numbers: All rows, one after the other, in the order in which they were recorded.
-        starts: Where each row starts, in the order of the result.
-        kinds: Numbers of the kinds of the rows, in the order of the result.
-        kind: The number of the kind.
-        in_order: Whether both orders are the same.
+        numbers: All rows, one after the other.
+        kinds: Numbers of their kinds.
+        order: Which rows to return, in order; None for all as they are.
+        distinct: The numbers of all kinds.
     """
-    length, here = _Kind.of(kind).length, kinds == kind
-    if in_order and bool(here.all()):
-        return numbers.view(len(kinds), length)
-    return numbers[starts[here].unsqueeze(1) + torch.arange(length)]
+    lengths = {kind: _Kind.of(kind).length for kind in distinct}
+    wanted = kinds if order is None else kinds[order]
+    if len(set(lengths.values())) == 1:
+        rows = numbers.view(len(kinds), *set(lengths.values()))
+        rows = rows if order is None else rows[order]
+        return {kind: rows if len(distinct) == 1 else rows[wanted == kind] for kind in distinct}
+    of_rows = kinds // (_MOST_DIMENSIONS * len(_DTYPES))
+    starts = of_rows.cumsum(0) - of_rows
+    starts = starts if order is None else starts[order]
+    return {
+        kind: numbers[starts[wanted == kind].unsqueeze(1) + torch.arange(length)] for kind, length in lengths.items()
+    }
 
 
 def _as_numbers(rows_of_kind: Mapping[int, Tensor], kinds: Tensor) -> Tensor:
     """Decode the targets of all tasks as float64, `(n, largest width)`; narrower ones are padded with NaN."""
-    values = {kind: _Kind.of(kind).values(rows) for kind, rows in rows_of_kind.items() if len(rows)}
+    values = {kind: _Kind.of(kind).values(rows) for kind, rows in rows_of_kind.items()}
     numbers = torch.full((len(kinds), max(rows.shape[1] for rows in values.values())), torch.nan, dtype=torch.float64)
     for kind, rows in values.items():
         numbers[kinds == kind, : rows.shape[1]] = rows.double()
