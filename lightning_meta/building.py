@@ -109,6 +109,8 @@ def build(spec: Any, allow: Allow = (), *, paths_are_checked: bool = False) -> A
         return functools.partial(target, **init_args)
     try:
         instance = target(**init_args)
+        if (fitted := spec.get("fitted")) and isinstance(instance, Described):
+            instance = instance.with_fitted(**{k: build(v, allow, paths_are_checked=True) for k, v in fitted.items()})
     except UserError:
         raise
     except Exception as error:  # torch raises many types of errors for bad arguments

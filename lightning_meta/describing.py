@@ -10,7 +10,7 @@ from enum import Enum
 from numbers import Integral, Real
 from os import PathLike, fspath
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -80,6 +80,20 @@ class Described(RemembersArguments):
     def update_init_args(self, **init_args: Any) -> None:
         """Update the remembered arguments with values that were only known after construction."""
         self.__dict__["_init_args"] = {**self.__dict__.get("_init_args", {}), **init_args}
+
+    @property
+    def fitted_values(self) -> Mapping[str, Any]:
+        """The values computed from data that `with_fitted` set and the constructor does not take, by name."""
+        values: Mapping[str, Any] = self.__dict__.get("_fitted", {})
+        return values
+
+    def remember_fitted(self, **values: Any) -> None:
+        """Store the values that `with_fitted` needs, once the object is constructed, to make this object again."""
+        self.__dict__["_fitted"] = values
+
+    def with_fitted(self, **values: Any) -> Self:
+        """Return a copy with values that were computed from data."""
+        raise UserError(f"{type(self).__name__} has no values that are computed from data")
 
 
 def remember(instance: Any, init_args: Mapping[str, Any], function: Callable[..., Any] | None = None) -> None:
@@ -160,13 +174,14 @@ def _describe_instance(value: Any) -> Any:
     if init_args is None:
         return {"instance": public_path(cls)}
     key, made_by = ("function_path", attributes["_function"]) if "_function" in attributes else ("class_path", cls)
+    fitted = {"fitted": describe(value.fitted_values)} if isinstance(value, Described) and value.fitted_values else {}
     described = describe(init_args)
     if unknown := [name for name, spec in described.items() if marked(spec, "instance")]:
         parameters = inspect.signature(cls.__init__ if made_by is cls else made_by).parameters
         for name in unknown:  # a default need not be described
             if name in parameters and parameters[name].default is init_args[name]:
                 del described[name]
-    return {key: public_path(made_by), "init_args": described}
+    return {key: public_path(made_by), "init_args": described, **fitted}
 
 
 def refuse_unknown(owner: Any) -> None:

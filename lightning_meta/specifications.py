@@ -2,7 +2,8 @@
 
 A checkpoint stores how its module was constructed, so that it loads by its path alone. The forms are:
 
-- `{"class_path": p, "init_args": {...}}`: an object of a class; of an optimiser or a schedule, what makes one.
+- `{"class_path": p, "init_args": {...}}`: an object of a class; of an optimiser or a schedule, what makes one. With
+  `fitted` the object also has values that were computed from data, and that its constructor does not take.
 - `{"function_path": p, "init_args": {...}}`: what a function returns, such as `torchvision.models.resnet18`.
 - `{"import_path": p}`: a class or a function itself; with `init_args` a `functools.partial` of it, with `member` a
   member of an enumeration.

@@ -141,6 +141,11 @@ def test_python_blocks_run_one_after_the_other(page: Path, runs: Path, monkeypat
         assert set(namespace["predictor"](namespace["new_images"])) <= {"alpha", "beta", "gamma"}
     if page.name == "data.md":
         assert namespace["mean"].shape == namespace["deviation"].shape == (3, 1)
+    if page.name == "extending.md":
+        patients = lightning_meta.load("runs/patients/0", allow=[namespace["Survival"], namespace["Robust"]])
+        assert [type(task).__name__ for task in patients.spec.tasks.values()] == ["Survival", "Robust"]
+        assert patients.spec.tasks["dose"].scale != ()
+        assert namespace["run"].metrics["test/mean_absolute_error"] > 0
     if page.name == "scikit_learn.md":
         assert namespace["classifier"].predict(["new.jpg"]).tolist() == ["b"]
         assert namespace["regressor"].score(namespace["X"], namespace["y"]) > 0.9

@@ -234,7 +234,8 @@ def check_tasks(tasks: Any) -> None:
     """Refuse anything but tasks by name.
 
     Raises:
-        UserError: The argument is not a dictionary, a name is not a string, or a task is not a `Task`.
+        UserError: The argument is not a dictionary, a name is not a string, a task is not a `Task`, or its class lacks
+            what a custom task must define.
     """
     expected = "source: tasks() must return tasks by name, such as {'rain': Binary()}"
     if not isinstance(tasks, Mapping):
@@ -243,6 +244,19 @@ def check_tasks(tasks: Any) -> None:
         if not isinstance(name, str):
             raise UserError(f"{expected}; the name {name!r} is {type(name).__name__}")
         instance(f"source: task {name!r}", task, Task)
+        kind = type(task).__name__
+        if not hasattr(task, "outputs"):
+            raise UserError(f"task {name!r}: the constructor of {kind} must call super().__init__(outputs)")
+        if not isinstance(getattr(task, "selection", None), str) or not task.selection:
+            raise UserError(
+                f"task {name!r}: {kind} does not name its score; set the class attribute selection, such as "
+                'selection = "nll", the mean of example_scores'
+            )
+        if task.selection_mode not in ("min", "max"):
+            raise UserError(
+                f"task {name!r}: {kind}.selection_mode is {task.selection_mode!r}; expected 'max' if a larger "
+                f"{task.selection} is better, or 'min'"
+            )
 
 
 def check_names(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:

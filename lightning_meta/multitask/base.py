@@ -56,8 +56,10 @@ from lightning_meta.nn.tabular_mlp import TabularMLP
 from lightning_meta.run.checkpoints import logged_step
 from lightning_meta.run.gradient_table import gradient_shares
 from lightning_meta.tasks import TasksSpec, TextFeature
+from lightning_meta.tasks.base import one_each
 from lightning_meta.tasks.together import Losses, LossesTogether
 from lightning_meta.weightings import Aggregator, Equal, Weighting
+from lightning_meta.weightings.base import check_shape
 
 if TYPE_CHECKING:
     from lightning_meta.multitask.calibration import TableCalibration
@@ -745,7 +747,8 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         sums = torch.zeros(2, len(self.names), dtype=dtype, device=self.device)
         for i, name in enumerate(self.names):
             if name in outputs and len(outputs[name]) and self.spec.tasks[name].of_examples:
-                scores = self.spec.tasks[name].example_scores(outputs[name].detach(), batch.targets[name])
+                task, of_task = self.spec.tasks[name], outputs[name].detach()
+                scores = one_each(task, "example_scores", task.example_scores(of_task, batch.targets[name]), of_task)
                 total = scores.sum()
                 # R² of one example is not finite. Replaced by zeros without a synchronisation with the device.
                 finite = torch.isfinite(scores).all()
@@ -754,7 +757,9 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         by_name = zip(self.spec.tasks.items(), totals, strict=True)
         scores_by_name = {n: {task.selection: total / count} for (n, task), (total, count) in by_name if count}
         values = by_task("train", scores_by_name)
-        columns = (column.tolist() for column in (means, self.weighting.weights().detach(), present))
+        weights = self.weighting.weights()
+        check_shape(f"{type(self.weighting).__name__}.weights", weights, means, "task")
+        columns = (column.tolist() for column in (means, weights.detach(), present))
         for name, value, weight, here in zip(self.names, *columns, strict=True):
             if here:
                 values[f"train/loss/{name}"] = value

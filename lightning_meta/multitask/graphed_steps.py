@@ -91,7 +91,10 @@ class GraphedSteps(CombinesGradients, ABC):
             with self._constants_of_this_run():
                 of_tasks, outputs = self._losses(batch, totals)
             losses, present = in_order(of_tasks, list(outputs), self.names)
-            loss = self.weighting(losses, present) if weights is None else weighted(weights, losses, present)
+            if weights is None:
+                loss = self.weighting(losses, present)
+            else:
+                loss = weighted(weights, losses, present, f"{type(self.weighting).__name__}.weights")
             return loss, (losses, present, outputs)
 
         totals, weights = self._totals(batch), self._given_weights()
@@ -131,6 +134,8 @@ class GraphedSteps(CombinesGradients, ABC):
         if type(self.weighting).forward is not Weighting.forward:
             return None
         weights = self.weighting.weights()
+        if not isinstance(weights, Tensor):  # `forward` refuses it
+            return None
         assert isinstance(self.dtype, torch.dtype)
         dtype = torch.promote_types(self.dtype, torch.float32)
         return None if weights.requires_grad else weights.to(self.device, dtype)

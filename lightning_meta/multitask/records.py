@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, isnan, nan
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks import Task
+from lightning_meta.tasks.base import one_each
 from lightning_meta.tasks.evaluating import Evaluation, evaluated, means_of
 from lightning_meta.tasks.together import Losses
 
 _DTYPES = (torch.float32, torch.float64, torch.int64)  # possible dtypes of recorded targets
+_MOST_DIMENSIONS = 64  # of a tensor in torch
 _COLUMNS = ("task_numbers", "ids", "kinds", "losses", "outputs", "targets")
 
 
@@ -64,7 +67,9 @@ class TaskRecord:
     def example_scores(self, task: Task) -> Tensor:
         """The contribution of each example to the selection metric, `(n,)`; NaN if the metric is undefined."""
         outputs = self.outputs.double()
-        scores = task.example_scores(outputs, self.targets) if len(self.ids) else self.losses.double()
+        if not len(self.ids):
+            return self.losses.double()
+        scores = one_each(task, "example_scores", task.example_scores(outputs, self.targets), outputs)
         return torch.full_like(scores, torch.nan) if isnan(self.score(task)) else scores
 
     def loss(self) -> float:
@@ -132,24 +137,23 @@ class TaskRecords(Metric):
         columns = (ids, outputs, targets)
         for group in losses:
             all_ids, all_outputs, all_targets = (torch.cat([c[name] for name in group.names]) for c in columns)
-            width = all_targets.shape[1] if all_targets.dim() > 1 else 0
-            numbers, dtype = _as_integers(all_targets if width else all_targets.unsqueeze(1))
+            numbers, kind = _as_row(all_targets)
             task_numbers = np.repeat([self.order[name] for name in group.names], group.counts)
             self.task_numbers.append(torch.from_numpy(task_numbers).to(all_ids))
             self.ids.append(all_ids)
-            # One number for the shape and the dtype of the targets, which `compute` needs to restore them.
-            self.kinds.append(torch.full_like(all_ids, len(_DTYPES) * width + _DTYPES.index(dtype)))
-            # These are copies, since a view would keep the whole tensor behind it in memory. Rows are padded to the
-            # same width for all tasks, so that ranks can gather them.
+            self.kinds.append(torch.full_like(all_ids, kind.number))
+            # These are copies, since a view would keep the whole tensor behind it in memory. Outputs are padded to the
+            # same width for all tasks, and targets are one long vector, so that ranks can gather them.
             self.losses.append(group.values.detach().clone())
             self.outputs.append(_widened(all_outputs.detach(), max(self.widths)))
-            self.targets.append(F.pad(numbers, (0, max(1, *self.widths) - numbers.shape[1])))
+            self.targets.append(numbers.flatten())
 
     def compute(self) -> RecordTable:
         """Return the records over all ranks, each example once."""
         if not len(self.task_numbers):  # a list of tensors, or one tensor after gathering over ranks
             return RecordTable({})
-        task_numbers, ids, *others = (_in_one(getattr(self, name)).cpu() for name in _COLUMNS)
+        task_numbers, ids, *others, numbers = (_in_one(getattr(self, name)).cpu() for name in _COLUMNS)
+        recorded_kinds, order = others[0], None
         if not _ascends(task_numbers, ids):
             # An example may occur twice: a rank without examples evaluates one that another rank evaluates as well.
             # The sort is stable, so the first record of each example is kept.
@@ -159,22 +163,27 @@ class TaskRecords(Metric):
             first[1:] = (pairs[:, 1:] != pairs[:, :-1]).any(0)
             order = order[first]
             task_numbers, ids, *others = (column[order] for column in (task_numbers, ids, *others))
-        kinds, losses, outputs, targets = others
+        kinds, losses, outputs = others
+        counts = torch.bincount(task_numbers, minlength=len(self.order)).tolist()
+        last_kinds = F.pad(kinds, (0, 1))[torch.tensor(counts).cumsum(0) - 1].tolist()
+        task_kinds = [kind if count else None for kind, count in zip(last_kinds, counts, strict=True)]
+        rows_of_kind = _rows_by_kind(numbers, recorded_kinds, order, {kind for kind in task_kinds if kind is not None})
         columns = {}
         if self.joined:
             columns = {"task": task_numbers, "id": ids, "output": at_least_float32(outputs)}
-            columns["target"] = _as_numbers(targets, kinds)
-        counts = torch.bincount(task_numbers, minlength=len(self.order)).tolist()
-        last_kinds = F.pad(kinds, (0, 1))[torch.tensor(counts).cumsum(0) - 1].tolist()  # -1 without any row
-        task_kinds = [kind if count else 0 for kind, count in zip(last_kinds, counts, strict=True)]
+            columns["target"] = _as_numbers(rows_of_kind, kinds)
         wide = at_least_float32(outputs)
         by_width = {width: wide[:, :width].split(counts) for width in set(self.widths)}
-        by_kind = {kind: _of_kind(targets, kind).split(counts) for kind in set(task_kinds)}
+        by_kind = {}
+        for kind, rows in rows_of_kind.items():
+            of_kind = [count if other == kind else 0 for count, other in zip(counts, task_kinds, strict=True)]
+            by_kind[kind] = _Kind.of(kind).by_task(rows, of_kind)
         by_task = [column.split(counts) for column in (ids, at_least_float32(losses))]
         records = {}
-        for (name, number), kind, width in zip(self.order.items(), task_kinds, self.widths, strict=True):
+        for (name, number), own_kind, width in zip(self.order.items(), task_kinds, self.widths, strict=True):
             own_ids, own_losses = (column[number] for column in by_task)
-            records[name] = TaskRecord(own_ids, own_losses, by_width[width][number], by_kind[kind][number])
+            targets = torch.zeros(0) if own_kind is None else by_kind[own_kind][number]
+            records[name] = TaskRecord(own_ids, own_losses, by_width[width][number], targets)
         return RecordTable(records, columns)
 
 
@@ -186,7 +195,7 @@ class RecordTable:
     Args:
         of: Record of each task by its name.
         columns: All records as one table, if `TaskRecords` keeps it: the task numbers `(n,)`, ids `(n,)`, outputs and
-            targets `(n, ...)`, where those of narrower tasks are padded with NaN.
+            targets `(n, width)`, flattened and padded with NaN to the width of the widest task.
     """
 
     def __init__(self, of: dict[str, TaskRecord], columns: Mapping[str, Tensor] | None = None) -> None:
@@ -262,22 +271,92 @@ def _from_integers(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     return (numbers.int() if dtype == torch.float32 else numbers).view(dtype)
 
 
-def _of_kind(numbers: Tensor, kind: int) -> Tensor:
-    """Decode targets of one of the `kinds` that `TaskRecords` keeps, without the padding."""
-    width, dtype = divmod(kind, len(_DTYPES))
-    targets = _from_integers(numbers, _DTYPES[dtype])
-    return targets[:, :width] if width else targets[:, 0]
+class _Kind(NamedTuple):
+    """How the targets of a task are stored in a row of integers.
+
+    Attributes:
+        dtype: Place of their dtype in `_DTYPES`.
+        dimensions: Number of dimensions of the targets of one example; if there are two or more, the row starts with
+            their sizes.
+        length: Number of integers in a row.
+    """
+
+    dtype: int
+    dimensions: int
+    length: int
+
+    @classmethod
+    def of(cls, number: int) -> _Kind:
+        """The kind that has a `number`."""
+        rest, dtype = divmod(number, len(_DTYPES))
+        length, dimensions = divmod(rest, _MOST_DIMENSIONS)
+        return cls(dtype, dimensions, length)
+
+    @property
+    def number(self) -> int:
+        """One number for the kind, which ranks exchange."""
+        return (self.length * _MOST_DIMENSIONS + self.dimensions) * len(_DTYPES) + self.dtype
+
+    @property
+    def header(self) -> int:
+        """Number of integers before the targets."""
+        return self.dimensions if self.dimensions > 1 else 0
+
+    def values(self, rows: Tensor) -> Tensor:
+        """Decode the targets of rows `(n, length)`, flattened."""
+        numbers = rows[:, self.header :] if self.header else rows
+        return _from_integers(numbers, _DTYPES[self.dtype])
+
+    def by_task(self, rows: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
+        """Decode the targets of each task, `(n_i, ...)`, from the rows of all, `(n, length)`."""
+        values = self.values(rows)
+        if not self.header:
+            split: tuple[Tensor, ...] = (values if self.dimensions else values.flatten()).split(counts)
+            return split
+        parts = zip(rows.split(counts), values.split(counts), strict=True)  # sizes differ between tasks of a kind
+        return [own.reshape(-1, *of[0, : self.header].tolist()) if len(of) else own for of, own in parts]
 
 
-def _as_numbers(integers: Tensor, kinds: Tensor) -> Tensor:
+def _as_row(targets: Tensor) -> tuple[Tensor, _Kind]:
+    """Encode targets `(n, ...)` as rows of integers, `(n, length)`."""
+    numbers, dtype = _as_integers(targets)
+    sizes = targets.shape[1:]
+    if len(sizes) > 1:
+        numbers = torch.cat([numbers.new_tensor(sizes).expand(len(targets), -1), numbers.flatten(1)], 1)
+    length = numbers.shape[1] if sizes else 1
+    return numbers, _Kind(_DTYPES.index(dtype), len(sizes), length)
+
+
+def _rows_by_kind(numbers: Tensor, kinds: Tensor, order: Tensor | None, distinct: set[int]) -> dict[int, Tensor]:
+    """Return the rows of each kind, `(n, length)`, from the vector of all rows.
+
+    Args:
+        numbers: All rows, one after the other.
+        kinds: Numbers of their kinds.
+        order: Which rows to return, in order; None for all as they are.
+        distinct: The numbers of all kinds.
+    """
+    lengths = {kind: _Kind.of(kind).length for kind in distinct}
+    wanted = kinds if order is None else kinds[order]
+    if len(set(lengths.values())) == 1:
+        rows = numbers.view(len(kinds), *set(lengths.values()))
+        rows = rows if order is None else rows[order]
+        return {kind: rows if len(distinct) == 1 else rows[wanted == kind] for kind in distinct}
+    of_rows = kinds // (_MOST_DIMENSIONS * len(_DTYPES))
+    starts = of_rows.cumsum(0) - of_rows
+    starts = starts if order is None else starts[order]
+    return {
+        kind: numbers[starts[wanted == kind].unsqueeze(1) + torch.arange(length)] for kind, length in lengths.items()
+    }
+
+
+def _as_numbers(rows_of_kind: Mapping[int, Tensor], kinds: Tensor) -> Tensor:
     """Decode the targets of all tasks as float64, `(n, largest width)`; narrower ones are padded with NaN."""
-    widths, dtypes = (kinds // len(_DTYPES)).clamp_min(1), kinds % len(_DTYPES)
-    most = int(widths.max())
-    numbers = torch.empty(len(kinds), most, dtype=torch.float64)
-    for dtype in dtypes.unique().tolist():
-        rows = dtypes == dtype
-        numbers[rows] = _from_integers(integers[rows, :most], _DTYPES[dtype]).double()
-    return numbers.masked_fill_(torch.arange(most) >= widths.unsqueeze(1), torch.nan)
+    values = {kind: _Kind.of(kind).values(rows) for kind, rows in rows_of_kind.items()}
+    numbers = torch.full((len(kinds), max(rows.shape[1] for rows in values.values())), torch.nan, dtype=torch.float64)
+    for kind, rows in values.items():
+        numbers[kinds == kind, : rows.shape[1]] = rows.double()
+    return numbers
 
 
 def _widened(rows: Tensor, width: int) -> Tensor:

@@ -11,7 +11,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import all_finite
 from lightning_meta.functional.ranks import mean_over_ranks
 from lightning_meta.weightings import Aggregator
-from lightning_meta.weightings.aggregator import check_shape
+from lightning_meta.weightings.base import check_shape
 
 
 class StepLosses:

@@ -13,6 +13,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.multitask.records import RecordTable
 from lightning_meta.tasks import Task, TasksSpec
 from lightning_meta.tasks.few_rows import enough_rows
+from lightning_meta.tasks.refitting import rebuilt
 
 STAGES = ("train", "val", "test")
 NOT_BETTER = "not better than a constant"
@@ -108,10 +109,17 @@ def as_before(spec: TasksSpec, stored: Any) -> TasksSpec:
         # Best scores before and after the resume must be of one metric, so the default of that time is kept.
         if not isinstance(init_args, Mapping):
             continue
-        if "metric" not in init_args and task.selection != type(task).selection:
-            tasks[name] = type(task)(**{**getattr(task, "_init_args", {}), "metric": None})
-        elif getattr(task, "reference", ()) and "reference" not in init_args:
-            tasks[name] = type(task)(**{**getattr(task, "_init_args", {}), "reference": ()})
+        fitted = of_task.get("fitted") if isinstance(of_task, Mapping) else None
+        values = {**init_args, **(fitted if isinstance(fitted, Mapping) else {})}
+        recorded = {**task.__dict__.get("_init_args", {}), **task.fitted_values}
+        # A class derived from a built-in one was not fitted to its labels.
+        unfitted = bool(recorded.get("frequencies")) and not values.get("frequencies")
+        if "metric" in recorded and ("metric" not in values or unfitted):
+            plain = rebuilt(task, metric=None)
+            if plain.selection != task.selection:
+                tasks[name] = plain
+        elif recorded.get("reference") and "reference" not in values:
+            tasks[name] = rebuilt(task, reference=())
     return spec if tasks == dict(spec.tasks) else replace(spec, tasks=tasks)
 
 

@@ -24,7 +24,10 @@ MetricChoice = str | type[Metric] | None
 class Task(Described, ABC):
     """The loss L of a task T = {p(x), p(y|x), L}, and its metrics.
 
-    A custom task implements `losses`, `example_scores` and `check`, and overrides `metrics` to log more of them.
+    A custom task implements `losses`, `example_scores` and `check`, and names its score by the class attribute
+    `selection`; if a smaller score is better, it sets `selection_mode = "min"`. A constructor of its own calls
+    `super().__init__(outputs)`. Override `metrics` to log more metrics. For episodes, a task implements `losses` and
+    `score`, and sets `metric` and `higher_is_better`.
 
     Args:
         outputs: Number of network outputs per example.
@@ -119,7 +122,7 @@ class Task(Described, ABC):
         name = metric or self.selection
         kind = self._choice.kind if self._choice is not None and name == self.selection else None
         if name == self.selection and self.of_examples:
-            return float(self.example_scores(outputs, targets).mean())
+            return float(one_each(self, "example_scores", self.example_scores(outputs, targets), outputs).mean())
         if kind is None and name in OF_EXAMPLES:
             return float(self.scores_by(name, outputs, targets).mean())
         if not torch.isfinite(outputs).all():
@@ -198,3 +201,24 @@ class Task(Described, ABC):
         if choice.kind is not None:
             return values_of_class(choice.kind, self.outputs, self.for_classes(outputs), targets).to(outputs.dtype)
         return example_values(lambda weights: self.measure(choice.name, outputs, targets, weights), outputs[:, 0])
+
+
+def one_each(task: Task, method: str, values: Tensor, outputs: Tensor) -> Tensor:
+    """Return what a method of a task computed for M examples, if it is one number for each.
+
+    Args:
+        task: The task.
+        method: Name of the method, for the error.
+        values: Result of the method.
+        outputs: Outputs of the M examples, `(M, outputs)`.
+
+    Raises:
+        UserError: The received and the expected shape.
+    """
+    expected = outputs.shape[:1]
+    if isinstance(values, Tensor) and values.shape == expected:
+        return values
+    received = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+    raise UserError(
+        f"{type(task).__name__}.{method} returned {received}; expected one number for each example, {tuple(expected)}"
+    )

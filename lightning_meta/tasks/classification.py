@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import inf, log, nan
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.functional.weighted_metrics import auroc, average_precision, f1, over_columns, recall
 from lightning_meta.tasks.base import MetricChoice, Task
 from lightning_meta.tasks.label_weights import Weights, balanced_weights, checked
+from lightning_meta.tasks.refitting import refitted
 
 RARE = 0.8
 """If one class has more than this share of the training labels, the default metric is the AUROC.
@@ -95,14 +97,31 @@ class _Labels(Task, ABC):
         """Minus twice the log loss of a uniform guess; −∞ for other metrics."""
         return -2 * log(self.guesses) if self._choice is not None and self._choice.name == "log_loss" else -inf
 
+    @property
+    def _scores_itself(self) -> bool:
+        """Whether a subclass computes the selection metric itself."""
+        overridden = type(self).example_scores is not _Labels.example_scores
+        return self._choice is None and (overridden or self.selection not in self.names)
+
+    def _fitted(self, frequencies: Tensor, largest: Tensor) -> Self:
+        """Return the task with its frequencies and weights, and with AUROC as the default metric of rare classes."""
+        metric = self.chosen
+        if metric is None and not self._scores_itself and self.selection == "accuracy" and float(largest) > RARE:
+            metric = "auroc"
+        shares = tuple(frequencies.tolist())
+        weights = self.balanced(shares) if isinstance(self._weights, str) else self._weights
+        return self.with_fitted(metric=metric, frequencies=shares, **{self._option: weights})
+
     def example_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the score of each example; its accuracy if accuracy is the metric."""
         return self._example_scores(outputs, targets)
 
     def scores_by(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the accuracy or the log loss of each prediction, `(M,)`."""
-        if name != "log_loss":
+        if name == "accuracy":
             return self.right(outputs, targets)
+        if name != "log_loss":
+            return super().scores_by(name, outputs, targets)
         return (self.losses if self._weights is None else self.plain_losses)(outputs, targets)
 
 
@@ -141,14 +160,20 @@ class Classification(_Labels):
         """N."""
         return self.outputs
 
-    def fitted(self, targets: Tensor) -> Task:
+    def with_fitted(self, **values: Any) -> Self:
+        """Return a copy with other arguments of `Classification`; a subclass keeps its class."""
+        return refitted(self, Classification, **{"outputs": self.outputs, **values})
+
+    def fitted(self, targets: Tensor) -> Self:
         """Return the task with the class shares of the training labels `(n,)`."""
         counts = torch.bincount(targets.long().flatten(), minlength=self.outputs).double()
-        return _fitted(self, counts / counts.sum(), counts.max() / counts.sum())
+        return self._fitted(counts / counts.sum(), counts.max() / counts.sum())
 
     def constant(self) -> Tensor | None:
-        """Return the logarithms of the class shares, `(N,)`."""
-        return torch.tensor(self.frequencies, dtype=torch.float64).clamp_min(LEAST).log() if self.frequencies else None
+        """Return the logarithms of the class shares, `(N,)`; None for a subclass's own score."""
+        if not self.frequencies or self._scores_itself:
+            return None
+        return torch.tensor(self.frequencies, dtype=torch.float64).clamp_min(LEAST).log()
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the weighted cross-entropy `(M,)` of logits `(M, N)` and labels `(M,)` in [0, N)."""
@@ -227,10 +252,14 @@ class Binary(_Labels):
     ) -> None:
         super().__init__(1, metric, frequencies, "class_weight", class_weight, 2)
 
-    def fitted(self, targets: Tensor) -> Task:
+    def with_fitted(self, **values: Any) -> Self:
+        """Return a copy with other arguments of `Binary`; a subclass keeps its class."""
+        return refitted(self, Binary, **values)
+
+    def fitted(self, targets: Tensor) -> Self:
         """Return the task with the share of positives in the training labels `(n,)`."""
         share = (targets > 0).double().mean()
-        return _fitted(self, share[None], torch.maximum(share, 1 - share))
+        return self._fitted(share[None], torch.maximum(share, 1 - share))
 
     def constant(self) -> Tensor | None:
         """Return the logit of the share of positives; for F1 a positive output, as F1 needs positive predictions."""
@@ -294,10 +323,14 @@ class Multilabel(_Labels):
     ) -> None:
         super().__init__(outputs, metric, frequencies, "pos_weight", pos_weight, outputs)
 
-    def fitted(self, targets: Tensor) -> Task:
+    def with_fitted(self, **values: Any) -> Self:
+        """Return a copy with other arguments of `Multilabel`; a subclass keeps its class."""
+        return refitted(self, Multilabel, **{"outputs": self.outputs, **values})
+
+    def fitted(self, targets: Tensor) -> Self:
         """Return the task with the share of positives of each label in the training targets `(n, K)`."""
         shares = (targets > 0).double().mean(0)
-        return _fitted(self, shares, torch.maximum(shares, 1 - shares).mean())
+        return self._fitted(shares, torch.maximum(shares, 1 - shares).mean())
 
     def constant(self) -> Tensor | None:
         """Return the logits of the shares of positives; positive outputs for F1, see `Binary.constant`."""
@@ -332,22 +365,6 @@ class Multilabel(_Labels):
         _check_zeros_and_ones(targets, (outputs,))
 
 
-def _fitted(task: _Labels, frequencies: Tensor, largest: Tensor) -> Task:
-    """Return the task with its frequencies and weights, and with AUROC as the default metric of rare classes.
-
-    Subclasses are returned unchanged, because their constructors may differ.
-    """
-    if type(task) not in (Classification, Binary, Multilabel):
-        return task
-    metric = "auroc" if task.chosen is None and float(largest) > RARE else task.chosen
-    shares = tuple(frequencies.tolist())
-    weights = task.balanced(shares) if isinstance(task._weights, str) else task._weights
-    arguments = (metric, shares, weights)
-    if isinstance(task, Binary):
-        return Binary(*arguments)
-    return (Classification if isinstance(task, Classification) else Multilabel)(task.outputs, *arguments)
-
-
 def _mean_over_labels(outputs: Tensor, targets: Tensor, pos_weight: Tensor | None) -> Tensor:
     logits = at_least_float32(outputs)
     labels = targets.to(logits.dtype)
@@ -355,7 +372,7 @@ def _mean_over_labels(outputs: Tensor, targets: Tensor, pos_weight: Tensor | Non
 
 
 def _constant(task: Binary | Multilabel) -> Tensor | None:
-    if not task.frequencies:
+    if not task.frequencies or task._scores_itself:
         return None
     shares = torch.tensor(task.frequencies, dtype=torch.float64)
     return torch.ones_like(shares) if task.chosen == "f1" else torch.logit(shares, LEAST)

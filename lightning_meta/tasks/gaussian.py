@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks.regression import Regression
 from lightning_meta.tasks.standardised import StandardisedRegression
@@ -34,6 +36,17 @@ class GaussianRegression(Regression):
         super().__init__(outputs)
         self._of_mean = StandardisedRegression(target_mean, target_scale) if target_scale else Regression(outputs)
         self._target_scale = tuple(target_scale)
+
+    def fitted(self, targets: Tensor) -> Self:
+        """Refuse a fixed set of tasks.
+
+        Raises:
+            UserError: Always: only a method for episodes makes positive standard deviations of its outputs.
+        """
+        raise UserError(
+            f"{type(self).__name__} is a task of episodes, whose methods predict a mean and a standard deviation; for "
+            "a fixed set of tasks use Regression, or derive a task from it"
+        )
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the negative log-likelihood `(M,)` of targets `(M, outputs)` under predictions `(M, 2 * outputs)`."""

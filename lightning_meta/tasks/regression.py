@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from math import inf, isfinite, nan, sqrt
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from lightning_meta.functional.precision import HAS_FLOAT64, at_least_float32
 from lightning_meta.functional.weighted_metrics import weighted_mean
 from lightning_meta.tasks.base import MetricChoice, Task
 from lightning_meta.tasks.few_rows import FEWEST_ROWS
+from lightning_meta.tasks.refitting import refitted
 
 MOST_ROWS = 2000
 """Most training rows from which the bound of a torchmetrics class is computed."""
@@ -79,11 +81,20 @@ class Regression(Task):
         return nan if few else super().evaluate(outputs, targets, metric)
 
     @property
+    def _scores_itself(self) -> bool:
+        """Whether a subclass computes the selection metric itself."""
+        overridden = type(self).example_scores is not Regression.example_scores
+        return self._choice is None and (overridden or self.selection not in self.names)
+
+    @property
     def floor(self) -> float:
         """The value of a model with twice the squared error of predicting the mean: R² is −1, an error is √2 σ.
 
         For a torchmetrics class, it is as far below the value for the mean as that for perfect predictions is above it.
+        The scale of a subclass's own score is unknown, so it has no bound.
         """
+        if self._scores_itself:
+            return -inf
         if self._choice is None or self._choice.kind is None:
             return -1.0 if self.selection == "r2" else -sqrt(2)
         if not self.reference:
@@ -112,13 +123,20 @@ class Regression(Task):
         return min(of_mean, of_targets), of_targets - of_mean if of_targets > of_mean else 1.0
 
     def constant(self) -> Tensor | None:
-        """Return the mean of the training targets, 0 in standard units; their median for the mean absolute error."""
+        """Return the mean of the training targets, 0 in standard units; their median for the mean absolute error.
+
+        None for a subclass's own score, whose best constant is unknown.
+        """
+        if self._scores_itself:
+            return None
         if self.selection == "mae":
             return torch.tensor(self.median, dtype=torch.float64) if self.median else None
         return torch.zeros(self.outputs, dtype=torch.float64) if self.scale else None
 
     def scores_by(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return 1 − e² / Var(y) for R², or |e| in the units of the targets for the mean absolute error, `(M,)`."""
+        if name not in self.beside:
+            return super().scores_by(name, outputs, targets)
         # R² does not depend on the units. Standard units keep more digits if targets are far from 0.
         outputs = at_least_float32(outputs)
         y = self.standardised(targets, outputs.dtype)
@@ -155,7 +173,11 @@ class Regression(Task):
             outputs = (outputs if outputs.device.type in HAS_FLOAT64 else outputs.cpu()).double()
         return outputs * outputs.new_tensor(self.scale) + outputs.new_tensor(self.mean)
 
-    def fitted(self, targets: Tensor) -> Regression:
+    def with_fitted(self, **values: Any) -> Self:
+        """Return a copy with other arguments of `Regression`, such as `mean`; a subclass keeps its class."""
+        return refitted(self, Regression, **{"outputs": self.outputs, **values})
+
+    def fitted(self, targets: Tensor) -> Self:
         """Return the task with μ and σ of the training targets `(n, outputs)`; σ is 1 if they are all equal."""
         targets = targets.cpu()
         first = targets[:1] if not targets.is_floating_point() else targets[:1].double()
@@ -167,10 +189,15 @@ class Regression(Task):
         # Beyond 2^53, float64 cannot represent all integers, so the mean is rounded to an exact Python integer.
         offsets, rest = first[0].tolist(), differences.mean(0).tolist()
         mean = tuple(y + round(m) if abs(y) >= 2**53 else y + m for y, m in zip(offsets, rest, strict=True))
-        task = Regression(self.outputs, mean, tuple(scale.tolist()), self.chosen)
+        task = self.with_fitted(mean=mean, scale=tuple(scale.tolist()), metric=self.chosen)
         median = task.standardised(targets.median(0).values[None], torch.float64)[0]
-        fitted = task.mean, task.scale, self.chosen, tuple(median.tolist())
-        return Regression(self.outputs, *fitted, task._reference_of(targets))
+        return self.with_fitted(
+            mean=task.mean,
+            scale=task.scale,
+            metric=self.chosen,
+            median=tuple(median.tolist()),
+            reference=task._reference_of(targets),
+        )
 
     def _reference_of(self, targets: Tensor) -> tuple[float, ...]:
         """Return the values of `reference` for the training targets `(n, outputs)`."""

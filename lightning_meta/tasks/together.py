@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_meta.functional.precision import at_least_float32
-from lightning_meta.tasks.base import Task
+from lightning_meta.tasks.base import Task, one_each
 from lightning_meta.tasks.classification import Binary, Classification, Multilabel
 from lightning_meta.tasks.regression import Regression
 
@@ -106,7 +106,7 @@ class LossesTogether:
     def _of(self, names: list[str], outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Losses:
         counts, task = [y.shape[0] for y in outputs], self.tasks[names[0]]
         if len(names) == 1:
-            return Losses(names, counts, task.losses(outputs[0], targets[0]))
+            return Losses(names, counts, one_each(task, "losses", task.losses(outputs[0], targets[0]), outputs[0]))
         y = at_least_float32(torch.cat(list(outputs)))
         if isinstance(task, Regression):
             joined = self._standardised(names, counts, targets, task.outputs, y.dtype)

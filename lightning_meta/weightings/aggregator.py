@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_meta.checks import switch
-from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks import Task
-from lightning_meta.weightings.base import Weighting
+from lightning_meta.weightings.base import Weighting, check_shape
 
 
 class Aggregator(Weighting, ABC):
@@ -78,17 +77,6 @@ class Aggregator(Weighting, ABC):
         Returns:
             The direction `(P,)`; `Equal` corresponds to the sum of the rows.
         """
-
-
-def check_shape(method: str, returned: object, like: Tensor, of: str) -> None:
-    """Refuse a result of a user's method with a wrong shape.
-
-    Raises:
-        UserError: The received and the expected shape.
-    """
-    if not isinstance(returned, Tensor) or returned.shape != like.shape:
-        got = f"a tensor of shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
-        raise UserError(f"weighting: {method} returned {got}; expected one number for each {of}, {tuple(like.shape)}")
 
 
 class GradientWeighting(Aggregator, ABC):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from lightning_meta.describing import Described
+from lightning_meta.errors import UserError
 from lightning_meta.tasks import Task
 
 LARGEST_WEIGHT = 1e4
@@ -55,7 +56,7 @@ class Weighting(Described, nn.Module, ABC):
 
     @abstractmethod
     def weights(self) -> Tensor:
-        """The weights of the current step, `(T,)`."""
+        """The weights of the current step, `(T,)`; another shape is refused."""
 
     def forward(self, losses: Tensor, present: Tensor) -> Tensor:
         r"""The objective $\sum_i w_i L_i$ over the present tasks; subclasses may add terms.
@@ -67,10 +68,10 @@ class Weighting(Described, nn.Module, ABC):
         Returns:
             The objective, a scalar.
         """
-        return weighted(self.weights(), losses, present)
+        return weighted(self.weights(), losses, present, f"{type(self).__name__}.weights")
 
     def observe(self, losses: Tensor, present: Tensor) -> None:
-        """Update state after a training step.
+        """Update state after the losses of a batch are computed, before its backward pass.
 
         Args:
             losses: Detached losses averaged over ranks, `(T,)`.
@@ -89,6 +90,30 @@ class Weighting(Described, nn.Module, ABC):
         """Update state after a training epoch."""
 
 
-def weighted(weights: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-    r"""The objective $\sum_i w_i L_i$ over the present tasks; all arguments `(T,)`."""
+def weighted(weights: Tensor, losses: Tensor, present: Tensor, method: str) -> Tensor:
+    r"""The objective $\sum_i w_i L_i$ over the present tasks.
+
+    Args:
+        weights: Weight of each task, `(T,)`.
+        losses: Mean loss of each task, `(T,)`.
+        present: Which tasks are in the batch, `(T,)` bool.
+        method: What returned the weights, such as `MyWeighting.weights`, for the error.
+
+    Raises:
+        UserError: The weights have another shape.
+    """
+    check_shape(method, weights, losses, "task")
+    if not weights.requires_grad:  # `observe` may change them in place before the backward pass, which needs them
+        weights = weights.clone()
     return (weights.to(losses) * losses * present).sum()
+
+
+def check_shape(method: str, returned: object, like: Tensor, of: str) -> None:
+    """Refuse a result of a user's method with a wrong shape.
+
+    Raises:
+        UserError: The received and the expected shape.
+    """
+    if not isinstance(returned, Tensor) or returned.shape != like.shape:
+        got = f"a tensor of shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
+        raise UserError(f"weighting: {method} returned {got}; expected one number for each {of}, {tuple(like.shape)}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.functional.ranks import mean_over_ranks
 from lightning_meta.tasks import Task
-from lightning_meta.weightings.base import Weighting, weighted
+from lightning_meta.weightings.base import Weighting, check_shape, weighted
 
 EPSILON = 1e-8
 """Added to a loss before its logarithm is taken, in FAMO and DB-MTL."""
@@ -61,8 +61,9 @@ class LossWeighting(Weighting, ABC):
         """The weighted sum of the losses; arguments as in `Weighting`."""
         with torch.no_grad():
             weights = self.weigh(at_least_float32(mean_over_ranks(losses)), present)
+            check_shape(method := f"{type(self).__name__}.weigh", weights, losses, "task")  # before it is kept
             self.applied = kept(self.applied, weights)
-        return weighted(weights, losses, present)
+        return weighted(weights, losses, present, method)
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from lightning_meta.nn import MLP, Conv4, TabularMLP
 from lightning_meta.sources import Table
 from lightning_meta.tasks import Binary, Classification, Regression, Task
 from lightning_meta.weightings import DBMTL, FAMO, DynamicWeightAverage, PCGrad, TorchJD, Uncertainty, Weighting
+from tests.multitask import test_custom_tasks as custom
 from tests.multitask.toys import Given, trainer
 
 STEPS = 5
@@ -253,6 +254,8 @@ def run(world: int, folder: Path) -> dict[str, Any]:
     noted["evaluate"]["missing labels"] = evaluate(world, folder, MultiHead(network()), DATA["missing labels"]())
     one = MultiTaskDataModule(pictures(), evaluation_batch_size=100, seed=0)  # the second rank has nothing to do
     noted["evaluate"]["one batch"] = evaluate(world, folder, MultiHead(network(Conv4)), one)
+    shapes = custom.given(custom.TASKS, custom.ANY, evaluation_batch_size=13)
+    noted["evaluate"]["targets of any shape"] = evaluate(world, folder, MultiHead(network()), shapes)
     noted["fit"] = fit_with_running_statistics(world, folder)
     noted["embeddings"] = train_embeddings(world, folder)
     return noted

@@ -107,7 +107,7 @@ def test_the_data_leaves_ranks_and_batches_without_some_tasks(two: Ranks) -> Non
 # Evaluation
 
 
-@pytest.mark.parametrize("case", [*MODULES, "missing labels", "one batch"])
+@pytest.mark.parametrize("case", [*MODULES, "missing labels", "one batch", "targets of any shape"])
 def test_figures_are_identical_at_one_and_two_ranks(one: dict[str, Any], two: Ranks, case: str) -> None:
     expected = one["evaluate"][case]
     assert {"val/score", "val/loss"} <= expected["val"].keys()

@@ -92,9 +92,11 @@ class Odd(Binary):
         self.offset = offset
 
 
-def test_a_class_derived_from_a_kind_stays_as_it_is() -> None:
-    task = Odd(2.0)
-    assert task.fitted(above(0.01)(torch.randn(N, 4), "train")) is task
+def test_a_class_derived_from_a_kind_is_fitted_and_keeps_its_class() -> None:
+    task = Odd(2.0).fitted(above(0.01)(torch.randn(N, 4), "train"))
+    assert type(task) is Odd
+    assert task.offset == 2.0
+    assert task.selection == "auroc"
 
 
 def test_the_first_of_many_ties_is_not_kept(tmp_path: Path) -> None:
