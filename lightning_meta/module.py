@@ -229,7 +229,8 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
 
         Strategies of several ranks, such as DDP, seed the generators again with the seed of `seed_everything`. The
         parts that `build` makes would then differ from those in a single process and repeat the random numbers of the
-        backbone. Generators of accelerators are left alone: the weights of a new module are drawn on the CPU.
+        backbone. Generators of accelerators are left alone: nothing is drawn on them before training, unless a network
+        is made there.
         """
         states, self._states_before_reset = self._states_before_reset, None
         if states is not None and just_seeded():
