@@ -25,6 +25,7 @@ from lightning_meta.checks import factory, instance, positive
 from lightning_meta.describing import Described, describe, options_of, refuse_unknown, unknown_option
 from lightning_meta.errors import NonFiniteLossError, UserError, one_of
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
+from lightning_meta.functional.generators import cpu_states, just_seeded, set_cpu_states
 from lightning_meta.functional.ranks import world_size
 from lightning_meta.loss_watch import LossWatch
 from lightning_meta.migration import LAYOUT, layout_of, renamed_weights, take_precision
@@ -151,6 +152,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         self._stored_groups: list[dict[str, Any]] | None = None  # optimiser states of the checkpoint to resume from
         self._loss_watch = LossWatch()
         self._progress_reads = 0
+        self._states_before_reset: Any = None
 
     def take_first_weights(self) -> None:
         """Load the backbone's initial weights from `backbone_weights`, unless a checkpoint provides all weights."""
@@ -210,6 +212,23 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         trainer = self._trainer
         return getattr(getattr(trainer, "datamodule", None), "spec", None)
 
+    def configure_callbacks(self) -> Any:
+        """Record the random state; it is the last hook before the strategy starts."""
+        self._states_before_reset = cpu_states()
+        return super().configure_callbacks()
+
+    def undo_reset(self) -> None:
+        """Restore the random state that the strategy replaced when it started; later calls in a run do nothing.
+
+        Strategies of several ranks, such as DDP, seed the generators again with the seed of `seed_everything`. The
+        parts that `build` makes would then differ from those in a single process and repeat the random numbers of the
+        backbone. Generators of accelerators are left alone: nothing is drawn on them before training, unless a network
+        is made there.
+        """
+        states, self._states_before_reset = self._states_before_reset, None
+        if states is not None and just_seeded():
+            set_cpu_states(states)
+
     def setup(self, stage: str) -> None:
         """Take the description of the data from the data module if there was none, and check that the data fit."""
         spec = self._take_spec()
@@ -218,6 +237,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
 
     def configure_model(self) -> None:
         """Make the parts that depend on the data, at the first call. Callbacks may call it before `setup`."""
+        self.undo_reset()
         if not self._built:
             self._configure_parts()
         if self._trainer is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_meta.errors import UserError
 
-_HOOKS = ("setup", "configure_model", "optimizer_step", "backward")  # besides `on_...`
+_HOOKS = ("setup", "configure_callbacks", "configure_model", "optimizer_step", "backward")  # besides `on_...`
 
 
 def check_overrides(cls: type) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 
 from lightning_meta.batches import SPLITS, Episode, Split
@@ -59,7 +59,7 @@ def modules() -> dict[str, MetaModule]:
     """The same initial weights in every process."""
 
     def backbone() -> nn.Module:
-        torch.manual_seed(0)
+        seed_everything(0, verbose=False)
         return Conv4(1, width=4)
 
     made: dict[str, MetaModule] = {
@@ -102,7 +102,6 @@ def train(world: int, folder: Path) -> dict[str, Any]:
     """Weights and running statistics after a few steps in float64, over an epoch's end."""
     results: dict[str, Any] = {}
     for name, module in modules().items():
-        torch.manual_seed(0)  # the head of MAML is made in `fit`
         seen = Seen()
         options: dict[str, Any] = {"max_steps": STEPS, "precision": "64-true", "callbacks": [seen]}
         augmentation = Augmentation(2) if "augmented" in name else None
@@ -123,7 +122,6 @@ def evaluate(world: int, folder: Path) -> dict[str, Any]:
         for name, module in modules().items():
             if "inductive" in name or "measured" in name or "augmented" in name:
                 continue
-            torch.manual_seed(0)
             runner = trainer(world, folder)
             (val,) = runner.validate(module, datamodule=given, verbose=False)
             (test,) = runner.test(module, datamodule=given, verbose=False)

@@ -207,6 +207,7 @@ class EpisodicDataModule(SourceDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the pools, check that they are large enough for the episodes, and describe them in `spec`."""
+        self.undo_reset()
         if stage == "fit":
             check_shared(self.meta_batch_size, self.ranks[0])
         if isinstance(self.source, TaskGenerator):

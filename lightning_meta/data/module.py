@@ -64,6 +64,12 @@ class SourceDataModule(RemembersArguments, LightningDataModule, ABC):
         """Whether the accelerator supports float64."""
         return self.trainer is None or self.trainer.strategy.root_device.type in HAS_FLOAT64
 
+    def undo_reset(self) -> None:
+        """Restore the random state that the strategy replaced; sources then draw the same for any number of ranks."""
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
+        if hasattr(module, "undo_reset"):  # a module of this package
+            module.undo_reset()
+
     def configure_module(self) -> None:
         """Let the module create the parameters that depend on the tasks.
 

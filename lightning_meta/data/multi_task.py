@@ -112,6 +112,7 @@ class MultiTaskDataModule(SourceDataModule):
 
     def setup(self, stage: str) -> None:
         """Open and check the sets, and describe the tasks in `spec`."""
+        self.undo_reset()
         if self.spec is not None:
             # The first call may have had no Trainer.
             self.sets = {s: data.to(self.pool_device, self.has_float64) for s, data in self.sets.items()}

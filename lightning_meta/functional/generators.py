@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +35,25 @@ def set_generator_states(device: torch.device, states: list[Tensor]) -> None:
         torch.set_rng_state(states[0])
         if _on_accelerator(device):
             torch.get_device_module(device).set_rng_state(states[1], *_which(device))
+
+
+def cpu_states() -> tuple[Any, Any, Tensor]:
+    """The states of the generators of Python, NumPy and torch's CPU."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002  # Lightning seeds it
+
+
+def set_cpu_states(states: tuple[Any, Any, Tensor]) -> None:
+    """Set the generators to states returned by `cpu_states`."""
+    of_python, of_numpy, of_torch = states
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)  # noqa: NPY002
+    torch.set_rng_state(of_torch)
+
+
+def just_seeded() -> bool:
+    """Whether torch's CPU generator is as `lightning.seed_everything` set it, and nothing has been drawn since."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return seed is not None and torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(int(seed)).get_state())
 
 
 @contextmanager

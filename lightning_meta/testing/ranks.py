@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import seed_everything
 from torch import Tensor
 
 from lightning_meta.functional.ranks import leave_group
@@ -80,9 +81,9 @@ def train(folder: str, world: int, file: str, names: list[str]) -> None:
     for name in names:
         print(f"{name}:", flush=True)  # what follows in the output, an error for instance, is about this class
         tests = found(file, name)()
+        seed_everything(0, verbose=False)  # which DDP seeds with again: the weights must not depend on it
         module = tests.made(exact=True)
         trainer = tests.trainer(3, devices=world, strategy="ddp" if world > 1 else "auto", precision="64-true")
-        torch.manual_seed(0)  # so that weights made in `fit` are the same on all ranks
         trainer.fit(module, datamodule=tests.make_data())
         if trainer.is_global_zero:
             torch.save({n: p.detach() for n, p in module.named_parameters()}, Path(folder) / f"{name}.pt")

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed
-from lightning.pytorch import Trainer
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_meta.multitask import MultiHead
@@ -36,6 +37,7 @@ class Shared(DDPStrategy):
 
     def setup_distributed(self) -> None:
         """Set up the group without `device_id`, with which torch would create its own backend for CUDA."""
+        reset_seed()
         self.set_world_ranks()
         environment = self.cluster_environment
         assert environment is not None
@@ -71,7 +73,6 @@ def main(folder: Path, mode: str, where: str, precision: str) -> None:
         if name in GRAPHS:
             module.graph = "auto"
             module = module if where == "cuda" else recorded(module)
-        torch.manual_seed(0)  # the head of MAML is made in `fit`
         runs = trainer(mode, device, precision, folder, max_steps=STEPS)
         runs.fit(module, datamodule=data())
         (tested,) = runs.test(module, datamodule=data(), verbose=False)
@@ -79,7 +80,7 @@ def main(folder: Path, mode: str, where: str, precision: str) -> None:
         noted[name]["backend"] = torch.distributed.get_backend() if torch.distributed.is_initialized() else None
         noted[name]["world"] = runs.world_size
         noted[name]["replays"] = module._graphs.replays
-    torch.manual_seed(0)
+    seed_everything(0, verbose=False)
     several = MultiHead(MLP(4, (8,)), optimizer=sgd)
     runs = trainer(mode, device, precision, folder, max_steps=STEPS)
     runs.fit(several, datamodule=multi_task(Tasks("missing labels"), batch_size=8))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, seed_everything
 from torch import Tensor, nn
 from torchjd.aggregation import GradDrop, GradVac
 
@@ -94,7 +94,7 @@ DATA: dict[str, Callable[[], MultiTaskDataModule]] = {
 
 
 def network(kind: type[nn.Module] = MLP) -> nn.Module:
-    torch.manual_seed(0)
+    seed_everything(0, verbose=False)
     return MLP(4, (8, 8)) if kind is MLP else Conv4(1, width=4, spatial="mean")
 
 
@@ -171,7 +171,6 @@ def train(world: int, folder: Path, kind: str, name: str, **options: Any) -> dic
         module: MultiTaskModule = MultiHead(network(), weighting=WEIGHTINGS[kind](), optimizer=adam)
     else:
         module = MODULES[kind](network(), optimizer=adam)
-    torch.manual_seed(0)  # the heads are made in `fit`
     watch = Watch()
     strategy = {"devices": world, "strategy": "ddp" if world > 1 else "auto", "limit_val_batches": 0}
     trainer(STEPS, folder, precision="64-true", callbacks=[watch], **strategy, **options).fit(
@@ -186,7 +185,6 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def evaluate(world: int, folder: Path, module: MultiTaskModule, given: MultiTaskDataModule) -> dict[str, Any]:
-    torch.manual_seed(0)
     runner = trainer(1, folder, devices=world, strategy="ddp" if world > 1 else "auto")
     (val,) = runner.validate(module, datamodule=given, verbose=False)
     logged: dict[str, float] = {}
@@ -204,7 +202,6 @@ def fit_with_running_statistics(world: int, folder: Path) -> dict[str, Any]:
         given = few_pictures()
         strategy = {"devices": world, "strategy": "ddp" if world > 1 else "auto"}
         runner = trainer(8, folder, **strategy)
-        torch.manual_seed(0)
         runner.fit(module, datamodule=given)
         logged = {name: float(value) for name, value in runner.callback_metrics.items() if name.startswith("val/")}
         found[kind] = {"val": logged, "state": {k: v.clone() for k, v in tensors(module).items()}}
@@ -229,7 +226,7 @@ def train_embeddings(world: int, folder: Path) -> dict[str, Tensor]:
     file = folder / f"table_{os.environ.get('LOCAL_RANK', '0')}.csv"
     file.write_text("\n".join(["a,town,y,z", *rows]))
     source = Table(file, {"y": "regression", "z": "binary"}, categories="codes")
-    torch.manual_seed(0)
+    seed_everything(0, verbose=False)
     module = MultiHead(TabularMLP((8,)), optimizer=adam)
     strategy = {"devices": world, "strategy": "ddp" if world > 1 else "auto", "limit_val_batches": 0}
     data = MultiTaskDataModule(source, batch_size=6, seed=0)

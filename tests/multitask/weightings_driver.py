@@ -69,7 +69,7 @@ def run(world: int, folder: Path) -> dict[str, dict[str, torch.Tensor]]:
             options = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
             drawn = "missing labels" if name in BY_FEATURES else "some tasks"
             noted = ddp_driver.train(world, folder, name, drawn, **options)
-        found[name] = {k: t for k, t in noted["state"].items() if k != "key"}
+        found[name] = noted["state"]
     return found
 
 
