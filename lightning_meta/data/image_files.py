@@ -35,8 +35,9 @@ class ImageFilesSource(DecodedSource):
     """Images in the files of a folder; a subclass lists the files of each class and split.
 
     Images are rotated according to their EXIF orientation and resized to a square without keeping their proportions
-    (Lanczos, antialiased), and an alpha channel is dropped. Symbolic links are followed. The key of the cache includes
-    the folder and the names, sizes and modification times of its files: a folder that changes is decoded again.
+    (Lanczos, antialiased), and transparent pixels are shown on white. Symbolic links are followed. The key of the cache
+    includes the folder and the names, sizes and modification times of its files: a folder that changes is decoded
+    again.
     """
 
     root: Path
@@ -80,7 +81,7 @@ class ImageFilesSource(DecodedSource):
                     except OSError as error:
                         raise UserError(f"{file}: the file cannot be read ({error.strerror})") from error
                     sha.update(repr((split, name, file.name, state.st_size, state.st_mtime_ns)).encode())
-        self._keyed = f"{self.channels} channels, {self.image_size} pixels, lanczos, files {sha.hexdigest()}"
+        self._keyed = f"{self.channels} channels, {self.image_size} pixels, lanczos, on white, files {sha.hexdigest()}"
         return self._keyed
 
     def _decode(self) -> dict[Split, Pool]:
@@ -170,6 +171,22 @@ def refuse_deep(image: Image.Image, where: str) -> None:
         raise UserError(f"{where}: pixels of mode {image.mode}; convert the image to 8 bits a channel")
 
 
+def on_white(image: Image.Image, mode: str) -> Image.Image:
+    """Convert an image, with transparent pixels shown on white; without any, alpha is dropped.
+
+    Dropping alpha would show the colour below transparent pixels, which is usually black and can hide a whole drawing.
+
+    Args:
+        image: Opened image.
+        mode: `L` or `RGB`.
+    """
+    if image.has_transparency_data:
+        with_alpha = image.convert("RGBA")
+        if with_alpha.getchannel("A").getextrema() != (255, 255):
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), with_alpha)
+    return image if image.mode == mode else image.convert(mode)
+
+
 def decode_or_note(faults: Faults, path: Path, size: int, channels: int, invert: bool = False) -> np.ndarray | None:
     """Return the result of `decode`; None if the file cannot be decoded, which is added to `faults`."""
     try:
@@ -218,8 +235,7 @@ def decode(path: Path, size: int, channels: int, invert: bool = False) -> np.nda
             refuse_deep(image, str(path))
             # Both steps would copy an upright image of the right mode, which takes a third of the time for photographs.
             ImageOps.exif_transpose(image, in_place=True)
-            mode = "L" if channels == 1 else "RGB"
-            upright = image if image.mode == mode else image.convert(mode)
+            upright = on_white(image, "L" if channels == 1 else "RGB")
             if invert:  # before resizing, as in `Omniglot`; afterwards some pixels would be rounded differently
                 upright = ImageOps.invert(upright)
             # `draft` and `reducing_gap` would be faster, but change pixels, and with them the results of stored models.

@@ -25,8 +25,8 @@ class ImageFolder(ImageFilesSource):
 
     Files with the usual suffixes of images are read in the order of their names; hidden files, other files and folders
     inside a class are skipped. Images are rotated according to their EXIF orientation and resized to a square without
-    keeping their proportions (Lanczos, antialiased); an alpha channel is dropped, and only the first frame of an
-    animation is read. Symbolic links are followed.
+    keeping their proportions (Lanczos, antialiased); transparent pixels are shown on white, and only the first frame of
+    an animation is read. Symbolic links are followed.
 
     At a glance:
         - Classes: yours.

@@ -4,7 +4,7 @@ import hashlib
 import re
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -229,6 +229,54 @@ def test_modes(divided: Path, mode: str) -> None:
     save(divided / "train/a/0.png", 255, mode="L").unlink()
     save(divided / "train/a/0.tif", 255, mode=mode)
     assert ImageFolder(divided).pools()["train"].x[0].unique().tolist() == [255]
+
+
+def drawing() -> Image.Image:
+    """A black square in the left half of a transparent image whose hidden colour is black, too."""
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[2:6, :4, 3] = 255
+    return Image.fromarray(pixels)
+
+
+def with_transparent_colour(path: Path) -> None:
+    pixels = np.full((8, 8), 255, np.uint8)
+    pixels[2:6, :4] = 0
+    transparent = np.where(pixels, 7, 0).astype(np.uint8)  # 7 is the transparent grey, nearly black
+    Image.fromarray(transparent).save(path, transparency=7)
+
+
+TRANSPARENT = {
+    "RGBA": lambda path: drawing().save(path),
+    "LA": lambda path: drawing().convert("LA").save(path),
+    "palette": lambda path: drawing().quantize(4).save(path),
+    "a transparent grey": with_transparent_colour,
+    "WebP": lambda path: drawing().save(path, "WEBP", lossless=True),
+    "GIF": lambda path: drawing().save(path, "GIF"),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSPARENT)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparent_pixels_are_white(divided: Path, kind: str, channels: Literal[1, 3]) -> None:
+    TRANSPARENT[kind](divided / "val/c/0.png")
+    expected = torch.full((8, 8), 255)
+    expected[2:6, :4] = 0
+    images = ImageFolder(divided, image_size=8, channels=channels).pools()["val"].x[0]
+    assert images.tolist() == expected.expand(channels, 8, 8).tolist()
+    assert read_images([divided / "val/c/0.png"], (channels, 8, 8))[0].tolist() == images.tolist()
+
+
+def test_half_transparent_pixels_are_mixed_with_white_and_opaque_ones_keep_their_colour(divided: Path) -> None:
+    draw = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
+    draw[..., 3] = 255
+    colours = draw[..., :3].tolist()
+    Image.fromarray(draw).save(divided / "val/c/0.png")
+    draw[0, 0] = 0, 0, 0, 128
+    Image.fromarray(draw).save(divided / "val/c/1.png")
+    opaque, mixed = ImageFolder(divided, image_size=8).pools()["val"].x[:2]
+    assert opaque.permute(1, 2, 0).tolist() == colours
+    assert mixed[:, 0, 0].tolist() == [127, 127, 127]
+    assert mixed.flatten(1)[:, 1:].T.tolist() == draw[..., :3].reshape(-1, 3)[1:].tolist()
 
 
 def test_upright_and_antialiased(divided: Path) -> None:
