@@ -349,8 +349,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                             f"model: features of shape (M, F) are needed, {type(network).__name__} makes "
                             f"{tuple(features.shape)}"
                         )
-                    parts.append(unit_length(features).cpu().double())  # MPS has no float64
-        return torch.cat(parts)
+                    parts.append(features.cpu().double())  # MPS has no float64
+        features = torch.cat(parts)
+        if wrong := torch.nonzero(~features.isfinite().all(1)).flatten().tolist():
+            raise UserError(
+                f"model: {type(network).__name__} makes features that are NaN or infinite for {len(wrong)} of these "
+                f"{len(features)} images, the first: X[{wrong[0]}]; numbers in half precision end at 65504: convert "
+                "the network by model.float(), or check its weights"
+            )
+        return unit_length(features)  # in float64, because the squares of large features overflow in other types
 
 
 def is_published(model: str | PathLike[str]) -> bool:

@@ -169,11 +169,20 @@ def in_features(module: Learner, x: Tensor) -> Tensor:
 
     Returns:
         Features `(M, F)`, which the frozen backbone returns unchanged when it receives them; or `x`.
+
+    Raises:
+        UserError: A feature is NaN or infinite.
     """
     frozen = frozen_part(module.backbone)
     if frozen is None or frozen.passes is None or getattr(module, "needs_images", False):
         return x
-    return torch.cat([frozen(part) for part in x.split(images_at_once(x.device))])
+    features = torch.cat([frozen(part) for part in x.split(images_at_once(x.device))])
+    if bad := int((~features.isfinite()).flatten(1).any(1).sum()):  # a class of such features would never be predicted
+        raise UserError(
+            f"backbone: {type(frozen).__name__} makes features that are NaN or infinite for {bad} of {len(x)} support "
+            "images; compute in float32, or check its weights"
+        )
+    return features
 
 
 @contextmanager

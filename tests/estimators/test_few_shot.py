@@ -237,6 +237,41 @@ def test_mistakes_are_one_line_each(wine: Arrays, pictures: Arrays, files: list[
         FewShotClassifier().fit(x, y).predict(images)
 
 
+class Overflowing(nn.Module):
+    """Features of bright images exceed the largest number of half precision."""
+
+    def __init__(self, factor: float, dtype: torch.dtype = torch.float16) -> None:
+        super().__init__()
+        self.factor, self.dtype = factor, dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.flatten(1) * self.factor).to(self.dtype)
+
+
+def test_features_that_are_not_finite_are_refused_in_every_method(pictures: Arrays) -> None:
+    x, y = pictures
+    dark = (x // 4).astype(np.uint8)
+    own = FewShotClassifier(Overflowing(200_000.0)).fit(dark, y)  # 63 / 255 * 200,000 is below 65,504
+    own.calibrate(dark, y)
+    bright = dark.copy()
+    bright[[4, 9]] = 255
+    said = r"model: Overflowing makes features that are NaN or infinite for 2 of these 24 images, the first: X\[4\]; "
+    for use in (own.predict, own.predict_proba, own.predict_set, own.abstain, own.decision_function):
+        with pytest.raises(lm.UserError, match=said):
+            use(bright)
+    for use_labelled in (own.score, own.calibrate, own.fit):
+        with pytest.raises(lm.UserError, match=said):
+            use_labelled(bright, y)
+
+
+@pytest.mark.parametrize(("factor", "dtype"), [(60_000.0, torch.float16), (1e30, torch.float32)])
+def test_large_features_have_length_1(factor: float, dtype: torch.dtype, pictures: Arrays) -> None:
+    """Their squares exceed the largest number of their type."""
+    x, y = pictures
+    own, plain = FewShotClassifier(Overflowing(factor, dtype)).fit(x, y), FewShotClassifier(nn.Flatten()).fit(x, y)
+    np.testing.assert_allclose(own.predict_proba(x), plain.predict_proba(x), atol=1e-2)
+
+
 def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("lightning_meta.estimators.")]:
         monkeypatch.delitem(sys.modules, name)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML, MetaModule, ProtoNet
-from lightning_meta.nn import MLP, Conv4
+from lightning_meta.nn import MLP, Conv4, Frozen
 from lightning_meta.tasks import EpisodeSpec
 from tests.meta.oracles import KINDS, Snapshot, episodes, maml, maml_outputs, maml_trajectory, roughen, task
 
@@ -179,3 +179,18 @@ def test_inputs_to_predict_are_checked_as_well() -> None:
     predictor = method("protonet").predictor(images()[0], list("aabbcc"))
     with pytest.raises(UserError, match=r"\(M, 1, 8, 8\) are needed, got \(8, 8\)"):
         predictor(torch.rand(8, 8))
+
+
+def test_a_frozen_backbone_whose_features_of_a_class_overflow_is_refused() -> None:
+    """Distances to an infinite class mean are infinite: the class would be missing from all predictions."""
+
+    class Half(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (200_000 * x.flatten(1)).half().float()
+
+    support, _ = images()
+    support[:2] = 255
+    support[2:] = 50
+    module = ProtoNet(Frozen(Half()), episodes=SPEC)
+    with pytest.raises(UserError, match="backbone: Frozen makes features that are NaN or infinite for 2 of 6 support"):
+        module.predictor(support, ["owl", "owl", "ant", "ant", "bee", "bee"])
