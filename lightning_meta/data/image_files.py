@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.decoded import DecodedSource, progress
@@ -20,15 +21,28 @@ from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
 from lightning_meta.reading import open_regular
 
+_log = logging.getLogger(__name__)
+
 Listing = dict[Split, dict[str, list[Path]]]
 """Files of each class by split, in the order of the pool."""
 Faults = list[tuple[Path, UserError]]
 """Files that cannot be decoded, and their errors."""
 NAMED = 5  # faulty files that an error names
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_AVIF = "avif" in features.modules and features.check("avif")  # Pillow 11.3 or newer, if built with libavif
+SUFFIXES = frozenset(
+    {".apng", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm"}
+    | {".tif", ".tiff", ".webp", *([".avif"] if _AVIF else [])}
+)
+"""Suffixes of the files that are read, in lower case."""
+UNREAD = frozenset(
+    {".avif", ".heic", ".heif", ".hif", ".j2k", ".jp2", ".jxl", ".psd", ".tga"}
+    | {".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2"}
+    | {".rwl", ".sr2", ".srf", ".srw", ".x3f"}
+).difference(SUFFIXES)
+"""Suffixes of photographs whose formats are not supported; such files are reported and not read."""
 # Pillow selects a reader by the content, not the suffix, and some of its other readers start programs.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *(["AVIF"] if _AVIF else []))
 
 
 class ImageFilesSource(DecodedSource):
@@ -44,6 +58,7 @@ class ImageFilesSource(DecodedSource):
     image_size: int
     channels: int
     _keyed: str
+    _warned = False
 
     def _setup(self, root: str | Path, image_size: int, channels: int) -> None:
         name = type(self).__name__
@@ -63,6 +78,18 @@ class ImageFilesSource(DecodedSource):
         Raises:
             UserError: Files or folders are missing.
         """
+
+    def prepare(self) -> None:
+        """Decode the files into the cache, after a warning of images whose formats are not supported."""
+        self._warn_of_unread(self._listing())
+        super().prepare()
+
+    def _warn_of_unread(self, listing: Listing) -> None:
+        """Warn, once per source, of files beside those of a listing."""
+        if not self._warned:
+            self._warned = True
+            classes = [files for of_split in listing.values() for files in of_split.values()]
+            warn_of_unread({file.parent for files in classes for file in files})
 
     def example_names(self, split: Split) -> Mapping[str, Sequence[str]]:
         """Return the names of the files of each class."""
@@ -123,6 +150,26 @@ def image_files_in(folder: Path) -> list[Path]:
     return sorted(f for f in _entries(folder) if f.suffix.lower() in SUFFIXES and not f.is_dir())
 
 
+def unread_files_in(folder: Path) -> list[Path]:
+    """Return the images directly in a folder whose formats are not supported, without hidden ones, sorted by name."""
+    return sorted(f for f in _entries(folder) if f.suffix.lower() in UNREAD and not f.is_dir())
+
+
+def named_unread(files: Sequence[Path]) -> str:
+    """Count and name images whose formats are not supported, for a message; with the remedy."""
+    count = "1 file has a format that is" if len(files) == 1 else f"{len(files)} files have formats that are"
+    suffixes = ", ".join(sorted({file.suffix.lower() for file in files}))
+    more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+    remedy = "convert it" if len(files) == 1 else "convert them"
+    return f"{count} not supported ({suffixes}): {', '.join(map(str, files[:NAMED]))}{more}; {remedy} to JPEG"
+
+
+def warn_of_unread(folders: Iterable[Path]) -> None:
+    """Log one warning that counts and names the images in some folders whose formats are not supported."""
+    if unread := [file for folder in sorted(folders) for file in unread_files_in(folder)]:
+        _log.warning("left out: %s", named_unread(unread))
+
+
 def _entries(folder: Path) -> list[Path]:
     """Return the files and folders in a folder, without hidden ones."""
     try:
@@ -154,6 +201,8 @@ def images_of(folder: Path) -> list[Path]:
     """
     if images := image_files_in(folder):
         return images
+    if unread := unread_files_in(folder):
+        raise UserError(f"{folder}: this class has no images that can be read; {named_unread(unread)}")
     raise UserError(f"{folder}: this class has no images ({', '.join(sorted(SUFFIXES))}); add some or remove it")
 
 
@@ -247,6 +296,8 @@ def decode(path: Path, size: int, channels: int, invert: bool = False) -> np.nda
     except Exception as error:  # Pillow raises errors of other libraries, such as struct.error for a damaged EXIF tag
         unknown = isinstance(error, UnidentifiedImageError)  # whose message has the number of the open file
         cause = "its content is of no known format" if unknown else str(error) or type(error).__name__
+        if path.suffix.lower() in UNREAD:
+            raise UserError(f"{path}: {path.suffix} files are not supported; convert it to JPEG") from error
         problem = "is empty" if path.exists() and not path.stat().st_size else f"cannot be read as an image ({cause})"
         raise UserError(f"{path}: the file {problem}; repair or remove it") from error
     return np.asarray(resized).reshape(size, size, channels).transpose(2, 0, 1)

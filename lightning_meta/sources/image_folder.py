@@ -24,9 +24,10 @@ class ImageFolder(ImageFilesSource):
     on every machine.
 
     Files with the usual suffixes of images are read in the order of their names; hidden files, other files and folders
-    inside a class are skipped. Images are rotated according to their EXIF orientation and resized to a square without
-    keeping their proportions (Lanczos, antialiased); transparent pixels are shown on white, and only the first frame of
-    an animation is read. Symbolic links are followed.
+    inside a class are skipped. A warning names photographs in formats that are not supported, such as HEIC. Images are
+    rotated according to their EXIF orientation and resized to a square without keeping their proportions (Lanczos,
+    antialiased); transparent pixels are shown on white, and only the first frame of an animation is read. Symbolic
+    links are followed.
 
     At a glance:
         - Classes: yours.
@@ -77,6 +78,11 @@ class ImageFolder(ImageFilesSource):
         """
         listing = self._held_out_listing()
         return self._held_out(f"examples divided; {self._key_of(listing)}", lambda: self._pools_of(listing))
+
+    def prepare_held_out(self) -> None:
+        """As `prepare`, for `held_out`."""
+        self._warn_of_unread(self._held_out_listing())
+        super().prepare_held_out()
 
     def _held_out_listing(self) -> Listing:
         self._check_root()
