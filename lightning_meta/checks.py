@@ -187,3 +187,9 @@ def names_in_list(**values: Any) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a label is None, NaN, or the missing value of pandas."""
+    nan = isinstance(value, float | np.floating) and bool(np.isnan(value))
+    return value is None or nan or type(value).__name__ in ("NAType", "NaTType")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
+from lightning_meta.checks import is_missing
 from lightning_meta.errors import UserError
 from lightning_meta.functional.inference import outside_inference_mode
 from lightning_meta.functional.precision import loses_digits
@@ -37,7 +38,8 @@ class Predictor:
     Args:
         module: The meta-learner; it is not changed.
         x: Support inputs `(M, *input_shape)`: real numbers, images as uint8, or ids as integers, as in training.
-        labels: M labels of any type; for regression real targets `(M, outputs)`, or `(M,)` for one output.
+        labels: M labels of any type, none of them None or NaN, of at least two classes; for regression real targets
+            `(M, outputs)`, or `(M,)` for one output.
 
     Attributes:
         classes: The distinct labels, sorted (by their text if they have no order); column n of the outputs belongs to
@@ -45,7 +47,7 @@ class Predictor:
         state: State that `MetaModule.adapt` returned.
 
     Raises:
-        UserError: Inputs of another shape, or a number of classes that the module does not support.
+        UserError: Inputs of another shape, missing labels, or a number of classes that the module does not support.
     """
 
     def __init__(self, module: Learner, x: Tensor, labels: Sequence[Any] | Tensor) -> None:
@@ -147,15 +149,20 @@ class Predictor:
 
 
 def _distinct(labels: list[Any]) -> list[Any]:
+    """The sorted labels of at least two classes; each NaN would be a class of its own, since it differs from itself."""
+    if missing := [n for n, label in enumerate(labels) if is_missing(label)]:
+        first = f"labels[{missing[0]}] is {labels[missing[0]]!r}"
+        raise UserError(f"labels: {len(missing)} of {len(labels)} are missing: {first}; leave their examples out")
     try:
         distinct = set(labels)
     except TypeError as error:
         raise UserError(
             f"labels: {len(labels)} names or numbers are needed, got {labels[0]!r} for the first"
         ) from error
+    if len(distinct) < 2:
+        raise UserError(f"labels: at least 2 classes are needed, all {len(labels)} labels are {labels[0]!r}")
     try:
         return sorted(distinct)
-
     except TypeError:
         return sorted(distinct, key=repr)
 
