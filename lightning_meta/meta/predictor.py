@@ -21,6 +21,7 @@ from lightning_meta.meta.learner import Learner
 from lightning_meta.nn.features import are_ids, images_at_once
 from lightning_meta.nn.frozen import frozen_part
 from lightning_meta.nn.likeness import Likeness, check_outputs
+from lightning_meta.nn.pretrained import Pretrained
 from lightning_meta.nn.stateless import exact_derivatives, in_evaluation_mode, untouched
 
 
@@ -52,8 +53,7 @@ class Predictor:
 
     def __init__(self, module: Learner, x: Tensor, labels: Sequence[Any] | Tensor) -> None:
         self.module = module
-        spec = module.spec
-        self._likeness = Likeness(spec.input_shape, spec.input_dtype, spec.input_statistics)
+        self._likeness = likeness_of(module)
         self.classes: list[Any] = []
         x = self._inputs(x)
         if not len(x):
@@ -165,6 +165,19 @@ def _distinct(labels: list[Any]) -> list[Any]:
         return sorted(distinct)
     except TypeError:
         return sorted(distinct, key=repr)
+
+
+def likeness_of(module: Learner) -> Likeness:
+    """The check of new inputs of a meta-learner.
+
+    Brightness is not compared where nothing was learned from the training images: if the backbone is a frozen
+    `Pretrained`, and nothing beside it is stored but single numbers, such as the scale of a head.
+    """
+    spec, backbone = module.spec, module.backbone
+    learned = not isinstance(backbone, Pretrained) or frozen_part(backbone) is None
+    if not learned:
+        learned = any(t.numel() > 1 for name, t in module.state_dict().items() if not name.startswith("backbone."))
+    return Likeness(spec.input_shape, spec.input_dtype, spec.input_statistics, brightness=learned)
 
 
 def in_features(module: Learner, x: Tensor) -> Tensor:
