@@ -54,7 +54,9 @@ def predict(args: Sequence[str]) -> None:
         return
     model = _meta_learner(config)
     in_table = config.labels is not None
-    files, labels = files_of_table(config.support, config.labels) if in_table else labelled_files(config.support)
+    files, labels = (
+        files_of_table(config.support, config.labels, config.delimiter) if in_table else labelled_files(config.support)
+    )
     queries = None if config.query is None else image_files(config.query)  # before the slow part
     calibration = _calibration(config, model, Counter(labels)) if config.calibrated else None
     with _input_warnings_printed(config.invert):
