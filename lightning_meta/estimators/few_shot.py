@@ -139,6 +139,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self.classes_, numbers = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise UserError(f"y: at least 2 classes are needed, got 1 class, {str(self.classes_[0])!r}")
+        # What predictions depend on is kept, so that `set_params` has an effect only after another fit.
+        self.model_, self.image_size_ = self.model, self.image_size
         self.learner_ = self._meta_learner()
         labels = torch.from_numpy(numbers)
         if self.learner_ is not None:
@@ -323,9 +325,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """Features `(M, F)`, float64."""
         if not self.of_images_:
             return torch.from_numpy(np.array(X))  # copied, because joblib passes read-only arrays
-        model = self.model
-        network = model if isinstance(model, nn.Module) else _embedding(str(model), self.image_size)
-        size = self.image_size or getattr(network, "image_size", None)
+        model = self.model_
+        network = model if isinstance(model, nn.Module) else _embedding(str(model), self.image_size_)
+        size = self.image_size_ or getattr(network, "image_size", None)
         if size is None and getattr(X, "ndim", 1) == 1:
             raise UserError(f"image_size: files are resized to it; say which side {type(network).__name__} takes")
         device = find_device(self.device)
