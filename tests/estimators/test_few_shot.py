@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import io
 import pickle
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +368,15 @@ def test_inputs_that_are_neither_files_nor_numbers_are_named(files: list[str], p
     images, y = [Image.fromarray(x.transpose(1, 2, 0)) for x in pictures[0]], pictures[1]
     frame = pandas.DataFrame({"file": files})
     mistakes: list[tuple[Any, str]] = [
+        ([*files[:-1], None], "X: element 23 is None; expected the path of a file$"),
+        ([None, *files[1:]], "X: element 0 is None; expected the path of a file$"),
+        (pandas.Series([*files[:4], float("nan"), *files[5:]]), "X: element 4 is nan; expected the path of a file$"),
+        (np.array([*files[:-1], 3], object), "X: element 23 is 3; expected the path of a file$"),
+        ([*files[:-1], images[0]], "X: element 23 is of type Image; expected the path of a file$"),
+        ([io.BytesIO(b"1")] * 24, r"X: element 0 is of type BytesIO; .* are given as an array \(M, channels"),
+        ([b"1"] * 24, "X: element 0 is of type bytes; expected the path of a file; images in memory"),
+        (np.array(files)[:, None], r"X: an array of one column of text; if it names files, give them as X\[:, 0\]$"),
+        (np.array(files, object)[:, None], "X: an array of one column of text"),
         ((file for file in files), r"X: expected a list of files, or an array; got a generator; give list\(X\)"),
         (frame, r"if it names files, give the column: X\['file'\]"),
         (images, r"X: a list of images of Pillow; give their files, or an array"),
@@ -375,7 +386,9 @@ def test_inputs_that_are_neither_files_nor_numbers_are_named(files: list[str], p
     for x, said in mistakes:
         with pytest.raises(lm.UserError, match=said):
             FewShotClassifier(nn.Flatten(), image_size=8).fit(x, y)
-    assert FewShotClassifier(nn.Flatten(), image_size=8).fit(frame["file"], y).score(frame["file"], y) == 1
+    reordered = frame["file"].set_axis(np.arange(24.0)[::-1])
+    for x in (frame["file"], reordered, deque(files), tuple(map(Path, files)), np.array(files, object)):
+        assert FewShotClassifier(nn.Flatten(), image_size=8, batch_size=5).fit(x, y).score(x, y) == 1
 
 
 class TestRefusals:
