@@ -19,7 +19,7 @@ from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.decoded import DecodedSource, progress
 from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
-from lightning_meta.reading import open_regular
+from lightning_meta.reading import no_file, open_regular
 
 _log = logging.getLogger(__name__)
 
@@ -253,7 +253,9 @@ def refuse(faults: Faults) -> None:
     """
     if not faults:
         return
-    (_, first), *others = sorted(faults, key=lambda fault: fault[0].as_posix())  # threads note them in any order
+    (path, first), *others = sorted(faults, key=lambda fault: fault[0].as_posix())  # threads note them in any order
+    if not path.exists():  # a similar name is looked for once, and not for each of many missing files
+        first = UserError(no_file(path))
     if not others:
         raise first
     files = "1 more file has such a fault" if len(others) == 1 else f"{len(others)} more files have such faults"
@@ -275,9 +277,12 @@ def decode(path: Path, size: int, channels: int, invert: bool = False) -> np.nda
         Image `(channels, size, size)`, uint8.
 
     Raises:
-        UserError: The file is empty, truncated, not an image, too large to be safe, or has over 8 bits per channel.
+        UserError: The file is missing, empty, truncated, not an image or too large to be safe, or has over 8 bits per
+            channel.
     """
-    if path.exists() and not path.is_file():  # reading a named pipe would block
+    if not path.exists():
+        raise UserError(f"there is no file {path}")
+    if not path.is_file():  # reading a named pipe would block
         raise UserError(f"{path}: this is not a regular file; remove it")
     try:
         with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:

@@ -363,6 +363,12 @@ def test_labels_of_calibration_may_be_a_column_and_must_be_enough() -> None:
     own.calibrate(x, y, error=0.048)  # as the message says
 
 
+def test_a_missing_file_is_named_and_a_similar_one_suggested(files: list[str], pictures: Arrays) -> None:
+    wrong = [*files[:4], files[4].replace("4.png", "4a.png"), *files[5:]]
+    with pytest.raises(lm.UserError, match=r"^there is no file .*/4a\.png; did you mean 4\.png\?$"):
+        FewShotClassifier(nn.Flatten(), image_size=8).fit(wrong, pictures[1])
+
+
 def test_inputs_that_are_neither_files_nor_numbers_are_named(files: list[str], pictures: Arrays) -> None:
     pandas = pytest.importorskip("pandas", reason="the developer tools bring it")
     images, y = [Image.fromarray(x.transpose(1, 2, 0)) for x in pictures[0]], pictures[1]
