@@ -485,7 +485,11 @@ def test_sets_and_abstention_in_the_table(run: Path, capsys: pytest.CaptureFixtu
     assert predict(run, "--calibrated") == 2
     said = capsys.readouterr().err
     command = f"lightning-meta test --ckpt_path {run} --calibrate 0.9 --ways 3 --shots 2"
-    assert f"not calibrated for the 3 classes with 2 images each of --support; run `{command}`" in said
+    assert f"not calibrated for the 3 classes with 2 images each of --support; run `{command}`, which needs 3" in said
+    assert (
+        "3 classes in the validation split of its data and 3 others in the test split; to calibrate on further" in said
+    )
+    assert "FewShotClassifier.calibrate" in said
     assert calibrate(run) == 0
     said = capsys.readouterr().out
     assert "test tasks, other classes" in said
