@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -116,6 +117,13 @@ def test_the_accuracy_of_the_support_set_is_told_first_and_not_written(
     (row,) = [line for line in said.splitlines() if " top " in line]
     assert " of 3 " in row
     assert "turn" not in Path("labels.csv").read_text()
+    for number in range(3, 11):
+        picture(0, number).save(f"support/top/{number}.png")
+    assert predict(trained / "protonet" / "0", "--out", "many.csv") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"left out in turn, every 5th of each class at a time: \d+ of 15 labelled right", said)
+    for number in range(3, 11):
+        Path(f"support/top/{number}.png").unlink()
     for name in ("left", "right"):
         Path("support", name, "1.png").unlink()
     for number in (1, 2):
