@@ -178,6 +178,12 @@ def is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a label is None, NaN, or the missing value of pandas."""
+    nan = isinstance(value, float | np.floating) and bool(np.isnan(value))
+    return value is None or nan or type(value).__name__ in ("NAType", "NaTType")
+
+
 def _check(values: Mapping[str, Any], holds: Callable[[Any], bool], expected: str) -> None:
     for name, value in values.items():
         if not holds(value):

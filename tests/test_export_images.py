@@ -77,6 +77,8 @@ def prepared(files: list[Path], channels: int, steps: list[str]) -> Tensor:
         for step in steps:
             if step.startswith("decode"):
                 image = ImageOps.exif_transpose(image)
+            elif step == "show transparent pixels on white":
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             elif step.startswith("convert it to grey: 0.299 R + 0.587 G + 0.114 B"):
                 image = image.convert("L")
             elif step.startswith("convert it to RGB"):

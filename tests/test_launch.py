@@ -14,7 +14,7 @@ from tests.launching import ONE, TWO, accident, ended, free_port, start, torchru
 
 LINE = "lightning-meta: error: "
 MACHINES = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
-GO_ON = "resume with --ckpt_path runs/tiny/0/checkpoints/last.ckpt"
+GO_ON = "resume with `lightning-meta fit --config runs/tiny/0/config.yaml --ckpt_path runs/tiny/0`"
 
 pytestmark = pytest.mark.slow
 

@@ -106,8 +106,9 @@ def test_eight_classes_of_five_photographs_by_the_pretrained_network(capsys: pyt
 
 
 SMALL = {
-    "classes": (4, 5, [], "2 classes each for train, val and test are 6, but FOLDER has 4 class folders; add some\n"),
+    "classes": (4, 5, [], "2 classes each for train, val and test are 6, but FOLDER has 4 class folders; add some; or"),
     "two classes": (2, 5, [], "found 2 class folders, but train, val and test need at least one each"),
+    "another folder": (5, 5, [], "another folder of images here: classes that are new to a few-shot model are learned"),
     "images": (
         6,
         4,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -116,6 +117,13 @@ def test_the_accuracy_of_the_support_set_is_told_first_and_not_written(
     (row,) = [line for line in said.splitlines() if " top " in line]
     assert " of 3 " in row
     assert "turn" not in Path("labels.csv").read_text()
+    for number in range(3, 11):
+        picture(0, number).save(f"support/top/{number}.png")
+    assert predict(trained / "protonet" / "0", "--out", "many.csv") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"left out in turn, every 5th of each class at a time: \d+ of 15 labelled right", said)
+    for number in range(3, 11):
+        Path(f"support/top/{number}.png").unlink()
     for name in ("left", "right"):
         Path("support", name, "1.png").unlink()
     for number in (1, 2):
@@ -157,6 +165,33 @@ def test_a_flat_folder_and_a_table_of_labels_are_the_same_support_set(trained: P
     assert Path("folders.csv").read_text() == Path("table.csv").read_text()
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_corrected_predictions_are_labels(absolute: bool, trained: Path) -> None:
+    run = trained / "protonet" / "0"
+    assert predict(run, "--query", str(Path("query").absolute()) if absolute else "query") == 0
+    labels = {row["file"]: row["label"] for row in rows()}
+    assert len(set(labels.values())) > 1
+    for folder in ("query", str(Path("query").absolute())):
+        command = ["predict", "--ckpt_path", str(run), "--support", folder, "--labels", "predictions.csv"]
+        assert main([*command, "--query", "query", "--out", "again.csv", "--overwrite"]) == 0
+        files, found = files_of_table(folder, "predictions.csv")
+        assert {Path(file).absolute(): label for file, label in zip(files, found, strict=True)} == {
+            Path(file).absolute(): label for file, label in labels.items()
+        }
+
+
+def test_the_separator_of_a_table_of_labels(trained: Path, flat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = files_of_table("flat", flat)
+    flat.write_text(flat.read_text().replace(",", ";"))
+    command = ["predict", "--ckpt_path", str(trained / "protonet" / "0"), "--support", "flat", "--query", "query"]
+    assert main([*command, "--labels", "labels.csv"]) == 2
+    assert "give --delimiter ';'\n" in capsys.readouterr().err
+    assert main([*command, "--labels", "labels.csv", "--delimiter", ";"]) == 0
+    assert files_of_table("flat", flat, ";") == expected
+    assert main([*command, "--delimiter", ";", "--overwrite"]) == 2
+    assert "--delimiter requires --table or --labels" in capsys.readouterr().err
+
+
 def test_labels_are_told_apart_as_they_are_written(tmp_path: Path) -> None:
     labels = ["01", "1", "1.0", "007", "7", "+7"]
     flat = tmp_path / "numbered"
@@ -171,27 +206,33 @@ def test_labels_are_told_apart_as_they_are_written(tmp_path: Path) -> None:
 BAD_TABLES = {
     "no table": (lambda text: None, "labels.csv: there is no such file; a table with the columns file and label"),
     "no column": (lambda text: text.replace("label", "class"), "no column 'label', only comment, class, file"),
-    "semicolons": (lambda text: text.replace(",", ";"), "no column 'file', only comment;label;file"),
+    "semicolons": (
+        lambda text: text.replace(",", ";"),
+        "labels.csv: its columns are separated by ';'; give --delimiter ';'",
+    ),
     "no rows": (lambda text: f"{text.splitlines()[0]}\n", "the table has no rows"),
     "a missing file": (
         lambda text: text + "\nno,top,t9.png",
-        "row 7 (line 8 of the file) is 't9.png': expected an image below flat",
+        "row 7 (line 8 of the file) is 't9.png': expected a path of an image relative to flat, such as l0.png",
     ),
     "a file twice": (
         lambda text: text + "\nno,left,./t1.png",
         "is './t1.png': row 2 (line 3 of the file) already names this file",
     ),
-    "a long name": (lambda text: text + f"\nno,top,{'9' * 400}.png", ".png': expected an image below flat"),
-    "no name": (lambda text: text + "\nno,left,", "row 7 (line 8 of the file) is None: expected an image below flat"),
-    "outside": (lambda text: text + "\nno,left,../flat/t1.png", "'../flat/t1.png': expected an image below flat"),
-    "elsewhere": (lambda text: text + "\nno,left,/etc/passwd", "'/etc/passwd': expected an image below flat"),
+    "a long name": (lambda text: text + f"\nno,top,{'9' * 400}.png", ".png': expected a path of an image relative"),
+    "no name": (lambda text: text + "\nno,left,", "row 7 (line 8 of the file): the file is missing; name it"),
+    "outside": (
+        lambda text: text + "\nno,left,../flat/t1.png",
+        "'../flat/t1.png': expected a path of an image relative",
+    ),
+    "elsewhere": (lambda text: text + "\nno,left,/etc/passwd", "'/etc/passwd': expected a path of an image relative"),
     "no label": (
         lambda text: text.replace("top,t1", ",t1"),
-        "column 'label', row 2 (line 3 of the file) is None: expected a label",
+        "column 'label', row 2 (line 3 of the file): the label is missing, which is what an empty cell",
     ),
     "a null label": (
         lambda text: text.replace("top,t1", "NA,t1"),
-        "row 2 (line 3 of the file) is None: expected a label; empty, NA",
+        "row 2 (line 3 of the file): the label is missing, which is what an empty cell, NA, N/A",
     ),
     "without a row": (
         lambda text: text.replace("\nno,top,t1.png", ""),
@@ -201,7 +242,7 @@ BAD_TABLES = {
         lambda text: text.replace("left", "top").replace("right", "top"),
         "every label is 'top'; at least two",
     ),
-    "a zero byte": (lambda text: text.replace("t1.png", "t\0.png"), "expected an image below flat"),
+    "a zero byte": (lambda text: text.replace("t1.png", "t\0.png"), "expected a path of an image relative to flat"),
 }
 
 
@@ -453,7 +494,11 @@ def test_sets_and_abstention_in_the_table(run: Path, capsys: pytest.CaptureFixtu
     assert predict(run, "--calibrated") == 2
     said = capsys.readouterr().err
     command = f"lightning-meta test --ckpt_path {run} --calibrate 0.9 --ways 3 --shots 2"
-    assert f"not calibrated for the 3 classes with 2 images each of --support; run `{command}`" in said
+    assert f"not calibrated for the 3 classes with 2 images each of --support; run `{command}`, which needs 3" in said
+    assert (
+        "3 classes in the validation split of its data and 3 others in the test split; to calibrate on further" in said
+    )
+    assert "FewShotClassifier.calibrate" in said
     assert calibrate(run) == 0
     said = capsys.readouterr().out
     assert "test tasks, other classes" in said

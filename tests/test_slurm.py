@@ -68,7 +68,8 @@ def job(folder: Path, cluster: dict[str, str], *options: str) -> tuple[int, str]
 def test_a_job_that_is_told_to_stop_is_queued_again_and_goes_on(tmp_path: Path, cluster: dict[str, str]) -> None:
     status, output = job(tmp_path, cluster, *accident(rank=0, step=4, number=int(signal.SIGTERM)))
     assert status == 143, output
-    assert "stopped in step 5 by SIGTERM; resume with --ckpt_path runs/tiny_77/0/checkpoints/last.ckpt" in output
+    command = "lightning-meta fit --config runs/tiny_77/0/config.yaml --ckpt_path runs/tiny_77/0"
+    assert f"stopped in step 5 by SIGTERM; resume with `{command}`" in output
     assert (tmp_path / "called").read_text() == "scontrol requeue 77\n"
     status, output = job(tmp_path, cluster)
     assert status == 0, output

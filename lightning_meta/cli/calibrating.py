@@ -105,7 +105,9 @@ def read_calibration(
         others = f" (only for {', '.join(known)})" if known else ""
         raise UserError(
             f"--calibrated: {run} is not calibrated for the {ways} classes with {shots} images each of --support"
-            f"{others}; run {command}"
+            f"{others}; run {command}, which needs {ways} classes in the validation split of its data and {ways} "
+            "others in the test split; to calibrate on further images of your own classes, use "
+            "lightning_meta.estimators.FewShotClassifier.calibrate in Python"
         )
 
     def parse(stored: Any) -> Calibration:

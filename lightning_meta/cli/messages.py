@@ -99,6 +99,9 @@ def _message(refusal: Refusal, options: list[str], command: str) -> str | None:
     if found := re.fullmatch(r"Expected a dot import path string: (.*)", reason):
         close = _meant(found[1], _subclass_names(expected))
         return f"there is no class {found[1]}{close or f' here; expected a {kinds}, {_pointer(command)}'}"
+    if found := re.match(r"NestedArg\(key='([\w.]+)'", refusal.value):  # an argument of an object without a class
+        option = f"--{refusal.key}"
+        return f"{found[1]} is an argument of a class that is not named; give {option} CLASS before {option}.{found[1]}"
     if reason.startswith("Expected an instantiatable class"):
         return f"{refusal.value} is an abstract class; name one of its subclasses; {_pointer(command)}"
     if found := re.fullmatch(r"Expected an? (.*)\. Got value: (.*)", reason):

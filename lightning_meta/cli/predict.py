@@ -32,7 +32,7 @@ from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule, Predictor
 from lightning_meta.meta.calibration import Calibration
 from lightning_meta.meta.export import export
-from lightning_meta.meta.held_out import HeldOut, held_out
+from lightning_meta.meta.held_out import FOLDS, MOST_FOLDS, HeldOut, held_out
 from lightning_meta.multitask import MultiTaskModule
 from lightning_meta.nn.likeness import InputWarning
 from lightning_meta.run.files import replacing
@@ -54,7 +54,9 @@ def predict(args: Sequence[str]) -> None:
         return
     model = _meta_learner(config)
     in_table = config.labels is not None
-    files, labels = files_of_table(config.support, config.labels) if in_table else labelled_files(config.support)
+    files, labels = (
+        files_of_table(config.support, config.labels, config.delimiter) if in_table else labelled_files(config.support)
+    )
     queries = None if config.query is None else image_files(config.query)  # before the slow part
     calibration = _calibration(config, model, Counter(labels)) if config.calibrated else None
     with _input_warnings_printed(config.invert):
@@ -84,7 +86,8 @@ def _print_held_out(left_out: HeldOut | None, support: Counter[str]) -> None:
     if left_out is not None:
         right, tried = left_out.right.total(), left_out.tried.total()
         share = f"{100 * right / tried:.1f} %"
-        print(f"support images left out in turn: {right} of {tried} labelled right by the others, {share}")
+        at_once = f", every {FOLDS}th of each class at a time" if max(support.values()) > MOST_FOLDS else ""
+        print(f"support images left out in turn{at_once}: {right} of {tried} labelled right by the others, {share}")
     elif max(support.values()) == 1:
         print("each class has one support image; with two or more, the leave-one-out accuracy is shown")
 

@@ -51,7 +51,8 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--delimiter",
         type=str | None,
-        help="Separator of the columns of a CSV file of --table, such as ';'; by default that of training.",
+        help="Separator of the columns of a CSV file, such as ';': of --table, by default that of training, or of "
+        "--labels, by default a comma.",
     )
     parser.add_argument(
         "--decimal",
@@ -66,7 +67,8 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--labels",
         type=str | None,
-        help="A table (.csv, .tsv or .parquet) with the columns file, a path below the folder of --support, and label.",
+        help="A table (.csv, .tsv or .parquet) with the columns file, a path below the folder of --support, and label; "
+        "such as corrected predictions.",
     )
     parser.add_argument(
         "--query",
@@ -120,8 +122,10 @@ def check(config: Namespace) -> None:
     if config.table is not None:
         if of_images is not None:
             raise UserError(f"--{of_images} applies only to images; leave it out, or leave --table out")
-    elif of_table := next((n for n in ("keep", "delimiter", "decimal") if getattr(config, n) is not None), None):
+    elif of_table := next((n for n in ("keep", "decimal") if getattr(config, n) is not None), None):
         raise UserError(f"--{of_table} requires --table; leave it out")
+    elif config.delimiter is not None and config.labels is None:
+        raise UserError("--delimiter requires --table or --labels; leave it out")
     elif config.support is None and (config.export is None or of_images is not None):
         raise UserError("--support: give a folder of labelled images, or --table a table of new rows")
     elif config.support is not None and config.query is None and config.export is None:

@@ -106,7 +106,7 @@ class; the classes may be new to the model.
   --calibrated          Also write sets of labels, or intervals of numbers; this
                         requires a `test --calibrate` of the run.
   --overwrite           Replace existing files.
-  --batch_size N        Images or rows predicted at a time; by default 256 images.
+  --batch_size N        Images or rows at a time; by default 256 images.
   --device DEVICE       cpu, cuda, ...; the default, auto, takes an accelerator.
   --threads N           Threads of the processor; by default torch's choice.
   --trust               Also import classes of your own that the run uses.
@@ -119,7 +119,8 @@ Only for tables:
 
 Only for images:
   --support FOLDER      Labelled images, in a folder for each class.
-  --labels FILE         A table of their labels, instead of a folder per class.
+  --labels FILE         A table of their labels, instead of a folder per class;
+                        --delimiter applies to it, too.
   --query FILE...       Images to label: files, or folders with images.
   --invert              Turn dark into light, for dark strokes on white.
   --skip_unreadable     Skip images that cannot be read.

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.decoded import DecodedSource, progress
 from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError, some_of
-from lightning_meta.reading import open_regular
+from lightning_meta.reading import no_file, open_regular
+
+_log = logging.getLogger(__name__)
 
 Listing = dict[Split, dict[str, list[Path]]]
 """Files of each class by split, in the order of the pool."""
@@ -26,23 +29,36 @@ Faults = list[tuple[Path, UserError]]
 """Files that cannot be decoded, and their errors."""
 NAMED = 5  # faulty files that an error names
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_AVIF = "avif" in features.modules and features.check("avif")  # Pillow 11.3 or newer, if built with libavif
+SUFFIXES = frozenset(
+    {".apng", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm"}
+    | {".tif", ".tiff", ".webp", *([".avif"] if _AVIF else [])}
+)
+"""Suffixes of the files that are read, in lower case."""
+UNREAD = frozenset(
+    {".avif", ".heic", ".heif", ".hif", ".j2k", ".jp2", ".jxl", ".psd", ".tga"}
+    | {".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2"}
+    | {".rwl", ".sr2", ".srf", ".srw", ".x3f"}
+).difference(SUFFIXES)
+"""Suffixes of photographs whose formats are not supported; such files are reported and not read."""
 # Pillow selects a reader by the content, not the suffix, and some of its other readers start programs.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *(["AVIF"] if _AVIF else []))
 
 
 class ImageFilesSource(DecodedSource):
     """Images in the files of a folder; a subclass lists the files of each class and split.
 
     Images are rotated according to their EXIF orientation and resized to a square without keeping their proportions
-    (Lanczos, antialiased), and an alpha channel is dropped. Symbolic links are followed. The key of the cache includes
-    the folder and the names, sizes and modification times of its files: a folder that changes is decoded again.
+    (Lanczos, antialiased), and transparent pixels are shown on white. Symbolic links are followed. The key of the cache
+    includes the folder and the names, sizes and modification times of its files: a folder that changes is decoded
+    again.
     """
 
     root: Path
     image_size: int
     channels: int
     _keyed: str
+    _warned = False
 
     def _setup(self, root: str | Path, image_size: int, channels: int) -> None:
         name = type(self).__name__
@@ -63,6 +79,18 @@ class ImageFilesSource(DecodedSource):
             UserError: Files or folders are missing.
         """
 
+    def prepare(self) -> None:
+        """Decode the files into the cache, after a warning of images whose formats are not supported."""
+        self._warn_of_unread(self._listing())
+        super().prepare()
+
+    def _warn_of_unread(self, listing: Listing) -> None:
+        """Warn, once per source, of files beside those of a listing."""
+        if not self._warned:
+            self._warned = True
+            classes = [files for of_split in listing.values() for files in of_split.values()]
+            warn_of_unread({file.parent for files in classes for file in files})
+
     def example_names(self, split: Split) -> Mapping[str, Sequence[str]]:
         """Return the names of the files of each class."""
         return {name: [file.name for file in files] for name, files in self._listing()[split].items()}
@@ -80,7 +108,7 @@ class ImageFilesSource(DecodedSource):
                     except OSError as error:
                         raise UserError(f"{file}: the file cannot be read ({error.strerror})") from error
                     sha.update(repr((split, name, file.name, state.st_size, state.st_mtime_ns)).encode())
-        self._keyed = f"{self.channels} channels, {self.image_size} pixels, lanczos, files {sha.hexdigest()}"
+        self._keyed = f"{self.channels} channels, {self.image_size} pixels, lanczos, on white, files {sha.hexdigest()}"
         return self._keyed
 
     def _decode(self) -> dict[Split, Pool]:
@@ -122,6 +150,26 @@ def image_files_in(folder: Path) -> list[Path]:
     return sorted(f for f in _entries(folder) if f.suffix.lower() in SUFFIXES and not f.is_dir())
 
 
+def unread_files_in(folder: Path) -> list[Path]:
+    """Return the images directly in a folder whose formats are not supported, without hidden ones, sorted by name."""
+    return sorted(f for f in _entries(folder) if f.suffix.lower() in UNREAD and not f.is_dir())
+
+
+def named_unread(files: Sequence[Path]) -> str:
+    """Count and name images whose formats are not supported, for a message; with the remedy."""
+    count = "1 file has a format that is" if len(files) == 1 else f"{len(files)} files have formats that are"
+    suffixes = ", ".join(sorted({file.suffix.lower() for file in files}))
+    more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+    remedy = "convert it" if len(files) == 1 else "convert them"
+    return f"{count} not supported ({suffixes}): {', '.join(map(str, files[:NAMED]))}{more}; {remedy} to JPEG"
+
+
+def warn_of_unread(folders: Iterable[Path]) -> None:
+    """Log one warning that counts and names the images in some folders whose formats are not supported."""
+    if unread := [file for folder in sorted(folders) for file in unread_files_in(folder)]:
+        _log.warning("left out: %s", named_unread(unread))
+
+
 def _entries(folder: Path) -> list[Path]:
     """Return the files and folders in a folder, without hidden ones."""
     try:
@@ -153,6 +201,8 @@ def images_of(folder: Path) -> list[Path]:
     """
     if images := image_files_in(folder):
         return images
+    if unread := unread_files_in(folder):
+        raise UserError(f"{folder}: this class has no images that can be read; {named_unread(unread)}")
     raise UserError(f"{folder}: this class has no images ({', '.join(sorted(SUFFIXES))}); add some or remove it")
 
 
@@ -168,6 +218,22 @@ def refuse_deep(image: Image.Image, where: str) -> None:
     """
     if image.mode[0] in "IF":
         raise UserError(f"{where}: pixels of mode {image.mode}; convert the image to 8 bits a channel")
+
+
+def on_white(image: Image.Image, mode: str) -> Image.Image:
+    """Convert an image, with transparent pixels shown on white; without any, alpha is dropped.
+
+    Dropping alpha would show the colour below transparent pixels, which is usually black and can hide a whole drawing.
+
+    Args:
+        image: Opened image.
+        mode: `L` or `RGB`.
+    """
+    if image.has_transparency_data:
+        with_alpha = image.convert("RGBA")
+        if with_alpha.getchannel("A").getextrema() != (255, 255):
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), with_alpha)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def decode_or_note(faults: Faults, path: Path, size: int, channels: int, invert: bool = False) -> np.ndarray | None:
@@ -187,7 +253,9 @@ def refuse(faults: Faults) -> None:
     """
     if not faults:
         return
-    (_, first), *others = sorted(faults, key=lambda fault: fault[0].as_posix())  # threads note them in any order
+    (path, first), *others = sorted(faults, key=lambda fault: fault[0].as_posix())  # threads note them in any order
+    if not path.exists():  # a similar name is looked for once, and not for each of many missing files
+        first = UserError(no_file(path))
     if not others:
         raise first
     files = "1 more file has such a fault" if len(others) == 1 else f"{len(others)} more files have such faults"
@@ -207,17 +275,19 @@ def decode(path: Path, size: int, channels: int, invert: bool = False) -> np.nda
         Image `(channels, size, size)`, uint8.
 
     Raises:
-        UserError: The file is empty, truncated, not an image, too large to be safe, or has over 8 bits per channel.
+        UserError: The file is missing, empty, truncated, not an image or too large to be safe, or has over 8 bits per
+            channel.
     """
-    if path.exists() and not path.is_file():  # reading a named pipe would block
+    if not path.exists():
+        raise UserError(f"there is no file {path}")
+    if not path.is_file():  # reading a named pipe would block
         raise UserError(f"{path}: this is not a regular file; remove it")
     try:
         with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             refuse_deep(image, str(path))
             # Both steps would copy an upright image of the right mode, which takes a third of the time for photographs.
             ImageOps.exif_transpose(image, in_place=True)
-            mode = "L" if channels == 1 else "RGB"
-            upright = image if image.mode == mode else image.convert(mode)
+            upright = on_white(image, "L" if channels == 1 else "RGB")
             if invert:  # before resizing, as in `Omniglot`; afterwards some pixels would be rounded differently
                 upright = ImageOps.invert(upright)
             # `draft` and `reducing_gap` would be faster, but change pixels, and with them the results of stored models.
@@ -229,6 +299,8 @@ def decode(path: Path, size: int, channels: int, invert: bool = False) -> np.nda
     except Exception as error:  # Pillow raises errors of other libraries, such as struct.error for a damaged EXIF tag
         unknown = isinstance(error, UnidentifiedImageError)  # whose message has the number of the open file
         cause = "its content is of no known format" if unknown else str(error) or type(error).__name__
+        if path.suffix.lower() in UNREAD:
+            raise UserError(f"{path}: {path.suffix} files are not supported; convert it to JPEG") from error
         problem = "is empty" if path.exists() and not path.stat().st_size else f"cannot be read as an image ({cause})"
         raise UserError(f"{path}: the file {problem}; repair or remove it") from error
     return np.asarray(resized).reshape(size, size, channels).transpose(2, 0, 1)

@@ -19,8 +19,11 @@ from lightning_meta.data.image_files import (
     folders_in,
     image_files_in,
     images_of,
+    named_unread,
     refuse,
     refuse_odd_name,
+    unread_files_in,
+    warn_of_unread,
 )
 from lightning_meta.errors import UserError
 
@@ -61,7 +64,7 @@ def labelled_files(folder: str | Path) -> tuple[list[Path], list[str]]:
 
     Args:
         folder: Folder of the classes, `folder/<class>/*`; hidden files and those without the suffix of an image are
-            skipped.
+            skipped. A warning names photographs in formats that are not supported, such as HEIC.
 
     Returns:
         M files, sorted by class, and the M names of their classes.
@@ -76,11 +79,14 @@ def labelled_files(folder: str | Path) -> tuple[list[Path], list[str]]:
     if len(classes) < 2:
         raise UserError(f"{root}: found {len(classes)} class folders; expected at least two, one for each class")
     labelled = [(file, class_folder.name) for class_folder in classes for file in images_of(class_folder)]
+    warn_of_unread(classes)
     return [file for file, _ in labelled], [name for _, name in labelled]
 
 
 def image_files(places: Sequence[str | Path]) -> list[Path]:
     """List image files: those that are named, and those in the named folders and their subfolders.
+
+    A warning names photographs in these folders whose formats are not supported, such as HEIC.
 
     Args:
         places: Files and folders.
@@ -91,23 +97,30 @@ def image_files(places: Sequence[str | Path]) -> list[Path]:
     Raises:
         UserError: A file or folder does not exist, there are no images, or a name is not in UTF-8.
     """
-    files: list[Path] = []
+    files, folders = list[Path](), list[Path]()
     for place in map(Path, places):
         refuse_odd_name(place)
         if place.is_dir():
-            files += _below(place)
+            images, inside = _below(place)
+            files, folders = files + images, folders + inside
         elif place.is_file():
             files.append(place)
         else:
             raise UserError(f"{place}: there is no such file or folder")
     if not files:
-        raise UserError(f"{', '.join(map(str, places))}: found no images")
+        unread = sorted({file for folder in folders for file in unread_files_in(folder)})
+        which = f" that can be read; {named_unread(unread)}" if unread else ""
+        raise UserError(f"{', '.join(map(str, places))}: found no images{which}")
+    warn_of_unread(set(folders))
     return sorted(set(files), key=Path.as_posix)
 
 
-def _below(folder: Path) -> list[Path]:
-    """List the images in a folder and its subfolders; each folder is read once, even if several links lead to it."""
-    waiting, seen, images = [folder], set[tuple[int, int]](), list[Path]()
+def _below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """List the images in a folder and its subfolders, and these folders.
+
+    Each folder is read once, even if several links lead to it.
+    """
+    waiting, seen, images, folders = [folder], set[tuple[int, int]](), list[Path](), list[Path]()
     while waiting:
         folder = waiting.pop()
         try:
@@ -122,5 +135,6 @@ def _below(folder: Path) -> list[Path]:
                 f"{folder}: there are more than {MOST_FOLDERS:,} folders; check for a link to a folder outside"
             )
         images += image_files_in(folder)
+        folders.append(folder)
         waiting += reversed(folders_in(folder))
-    return images
+    return images, folders

@@ -19,7 +19,7 @@ from lightning_meta.errors import UserError, meant, one_of
 from lightning_meta.estimators.calibrated import check_count
 from lightning_meta.estimators.features import read_features
 from lightning_meta.estimators.heads import LearnerName, fit_head, slope
-from lightning_meta.estimators.images import are_images, as_images
+from lightning_meta.estimators.images import are_images, as_images, parts_of
 from lightning_meta.estimators.needed import (
     BaseEstimator,
     ClassifierMixin,
@@ -80,6 +80,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             change the labels.
         image_size: Side in pixels to which image files are resized; by default the network's training size.
         batch_size: Number of images read at a time; the network processes them in parts of 64 on a GPU and 8 on a CPU.
+            A meta-learner whose predictions depend on the other images of a batch takes all at once.
         device: Device of the network, such as "cpu", "gpu" or "cuda"; "auto" takes a GPU if there is one.
 
     Attributes:
@@ -139,6 +140,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self.classes_, numbers = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise UserError(f"y: at least 2 classes are needed, got 1 class, {str(self.classes_[0])!r}")
+        # What predictions depend on is kept, so that `set_params` has an effect only after another fit.
+        self.model_, self.image_size_ = self.model, self.image_size
         self.learner_ = self._meta_learner()
         labels = torch.from_numpy(numbers)
         if self.learner_ is not None:
@@ -280,10 +283,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                     "images of the same size"
                 )
             return self.head_.logits(features).numpy()
-        x = self._inputs(X)
         # If a prediction depends on the other examples of its batch, all are predicted in one batch.
-        parts = [x] if self.predictor_.depends_on_company else x.split(self.batch_size)
-        return torch.cat([self.predictor_.outputs(part) for part in parts]).cpu().double().numpy()
+        size = len(X) if self.predictor_.depends_on_company else self.batch_size
+        outputs = [self.predictor_.outputs(self._inputs(part)) for part in parts_of(X, size)]
+        return torch.cat(outputs).cpu().double().numpy()
 
     def _meta_learner(self) -> Any:
         """The meta-learner that `model` is or names; None if `model` is a feature extractor."""
@@ -323,17 +326,17 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """Features `(M, F)`, float64."""
         if not self.of_images_:
             return torch.from_numpy(np.array(X))  # copied, because joblib passes read-only arrays
-        model = self.model
-        network = model if isinstance(model, nn.Module) else _embedding(str(model), self.image_size)
-        size = self.image_size or getattr(network, "image_size", None)
+        model = self.model_
+        network = model if isinstance(model, nn.Module) else _embedding(str(model), self.image_size_)
+        size = self.image_size_ or getattr(network, "image_size", None)
         if size is None and getattr(X, "ndim", 1) == 1:
             raise UserError(f"image_size: files are resized to it; say which side {type(network).__name__} takes")
         device = find_device(self.device)
         network = network.to(device)
         parts = []
         with in_evaluation_mode(network), torch.no_grad():
-            for start in range(0, len(X), self.batch_size):
-                images = as_input(as_images(X[start : start + self.batch_size], (3, size, size)), torch.float32)
+            for examples in parts_of(X, self.batch_size):
+                images = as_input(as_images(examples, (3, size, size)), torch.float32)
                 if images.min() < -MARGIN or images.max() > 1 + MARGIN:
                     low, high = images.min(), images.max()
                     raise UserError(f"X: images reach from {low:.4g} to {high:.4g}; give numbers in [0, 1], or uint8")
@@ -349,8 +352,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                             f"model: features of shape (M, F) are needed, {type(network).__name__} makes "
                             f"{tuple(features.shape)}"
                         )
-                    parts.append(unit_length(features).cpu().double())  # MPS has no float64
-        return torch.cat(parts)
+                    parts.append(features.cpu().double())  # MPS has no float64
+        features = torch.cat(parts)
+        if wrong := torch.nonzero(~features.isfinite().all(1)).flatten().tolist():
+            raise UserError(
+                f"model: {type(network).__name__} makes features that are NaN or infinite for {len(wrong)} of these "
+                f"{len(features)} images, the first: X[{wrong[0]}]; numbers in half precision end at 65504: convert "
+                "the network by model.float(), or check its weights"
+            )
+        return unit_length(features)  # in float64, because the squares of large features overflow in other types
 
 
 def is_published(model: str | PathLike[str]) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from io import IOBase
+from numbers import Number
 from os import PathLike
 from typing import Any
 
@@ -32,6 +34,8 @@ def are_images(X: Any) -> bool:
         return True
     if dims == IMAGE_DIMS:
         raise UserError("X: an array of three dimensions is neither features nor images; images are (M, C, H, W)")
+    if dims == 2 and not hasattr(X, "columns") and X.shape[1] == 1 and _all_paths(np.asarray(X, object)[:, 0].tolist()):
+        raise UserError("X: an array of one column of text; if it names files, give them as X[:, 0]")
     if isinstance(X, list | tuple) and not X:
         raise UserError("X: the list is empty; expected files, such as a list by glob, or an array")
     if isinstance(X, list | tuple) and isinstance(X[0], Image.Image):
@@ -40,7 +44,30 @@ def are_images(X: Any) -> bool:
         raise UserError("X: a list of arrays; give one array (M, channels, height, width): numpy.stack(X)")
     first = X if dims is None or dims == 1 else ()
     first = first.tolist() if hasattr(first, "tolist") else first  # arrays and columns of a DataFrame
-    return isinstance(first, Sequence) and _all_paths(first)
+    return isinstance(first, Sequence) and _are_files(first)
+
+
+def _are_files(X: Sequence[Any]) -> bool:
+    """Whether a sequence holds the paths of files, which is so if one of its elements is a path.
+
+    Raises:
+        UserError: Some elements are paths and others are not, or an element is the content of a file.
+    """
+    paths = [isinstance(one, str | PathLike) for one in X]
+    for number, (one, is_path) in enumerate(zip(X, paths, strict=True)):
+        in_memory = isinstance(one, bytes | bytearray | memoryview | IOBase)
+        if in_memory or (any(paths) and not is_path):
+            what = repr(one) if one is None or isinstance(one, Number) else f"of type {type(one).__name__}"
+            give = "; images in memory are given as an array (M, channels, height, width)" if in_memory else ""
+            raise UserError(f"X: element {number} is {what}; expected the path of a file{give}")
+    return any(paths)
+
+
+def parts_of(X: Any, size: int) -> Iterator[Any]:
+    """Yield consecutive parts of a list of files, or of an array, with at most `size` examples each."""
+    examples = X if getattr(X, "ndim", 1) > 1 else list(X)  # slices of a column of pandas may go by its labels
+    for start in range(0, len(examples), size):
+        yield examples[start : start + size]
 
 
 def _all_paths(X: Any) -> bool:

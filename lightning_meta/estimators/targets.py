@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_meta.checks import is_missing
 from lightning_meta.errors import UserError
 from lightning_meta.estimators.needed import check_array, column_or_1d
 from lightning_meta.estimators.wording import about, refuse_dates, refuse_no_array
@@ -68,13 +69,7 @@ def labelled_rows(column: NDArray[Any]) -> NDArray[np.bool_]:
         return there
     if column.dtype.kind != "O":
         return np.ones(len(column), np.bool_)
-    return np.array([not _is_missing(value) for value in column], np.bool_)
-
-
-def _is_missing(value: Any) -> bool:
-    return (
-        value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
-    )
+    return np.array([not is_missing(value) for value in column], np.bool_)
 
 
 def plain(labels: NDArray[Any]) -> NDArray[Any]:

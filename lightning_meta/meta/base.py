@@ -19,13 +19,12 @@ from lightning_meta.functional.compiled import Compiled
 from lightning_meta.functional.task_map import TaskMap, task_map
 from lightning_meta.meta.choice import Strategy, as_options, by_measurement, by_rule, first_tasks, obstacle, timed
 from lightning_meta.meta.learner import Learner
-from lightning_meta.meta.predictor import Predictor
+from lightning_meta.meta.predictor import Predictor, likeness_of
 from lightning_meta.meta.scores import TaskScores, TaskTable
 from lightning_meta.module import Graph
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import IMAGE_DIMS, output_size, shape_after
 from lightning_meta.nn.frozen import frozen_part
-from lightning_meta.nn.likeness import Likeness
 from lightning_meta.nn.normalization import (
     collected_statistics,
     follow,
@@ -219,9 +218,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
     def check_data(self, spec: EpisodeSpec) -> None:
         """Refuse episodes that do not match, and warn if the inputs are distributed differently."""
         self.check_episodes(spec)
-        own = self.spec
-        likeness = Likeness(own.input_shape, own.input_dtype, own.input_statistics)
-        if (warning := likeness.compare(spec.input_statistics)) and self.trainer.is_global_zero:
+        if (warning := likeness_of(self).compare(spec.input_statistics)) and self.trainer.is_global_zero:
             _log.warning("%s", warning)
 
     def make_parts(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
+from lightning_meta.checks import is_missing
 from lightning_meta.errors import UserError
 from lightning_meta.functional.inference import outside_inference_mode
 from lightning_meta.functional.precision import loses_digits
@@ -20,6 +21,7 @@ from lightning_meta.meta.learner import Learner
 from lightning_meta.nn.features import are_ids, images_at_once
 from lightning_meta.nn.frozen import frozen_part
 from lightning_meta.nn.likeness import Likeness, check_outputs
+from lightning_meta.nn.pretrained import Pretrained
 from lightning_meta.nn.stateless import exact_derivatives, in_evaluation_mode, untouched
 
 
@@ -37,7 +39,8 @@ class Predictor:
     Args:
         module: The meta-learner; it is not changed.
         x: Support inputs `(M, *input_shape)`: real numbers, images as uint8, or ids as integers, as in training.
-        labels: M labels of any type; for regression real targets `(M, outputs)`, or `(M,)` for one output.
+        labels: M labels of any type, none of them None or NaN, of at least two classes; for regression real targets
+            `(M, outputs)`, or `(M,)` for one output.
 
     Attributes:
         classes: The distinct labels, sorted (by their text if they have no order); column n of the outputs belongs to
@@ -45,13 +48,12 @@ class Predictor:
         state: State that `MetaModule.adapt` returned.
 
     Raises:
-        UserError: Inputs of another shape, or a number of classes that the module does not support.
+        UserError: Inputs of another shape, missing labels, or a number of classes that the module does not support.
     """
 
     def __init__(self, module: Learner, x: Tensor, labels: Sequence[Any] | Tensor) -> None:
         self.module = module
-        spec = module.spec
-        self._likeness = Likeness(spec.input_shape, spec.input_dtype, spec.input_statistics)
+        self._likeness = likeness_of(module)
         self.classes: list[Any] = []
         x = self._inputs(x)
         if not len(x):
@@ -147,17 +149,35 @@ class Predictor:
 
 
 def _distinct(labels: list[Any]) -> list[Any]:
+    """The sorted labels of at least two classes; each NaN would be a class of its own, since it differs from itself."""
+    if missing := [n for n, label in enumerate(labels) if is_missing(label)]:
+        first = f"labels[{missing[0]}] is {labels[missing[0]]!r}"
+        raise UserError(f"labels: {len(missing)} of {len(labels)} are missing: {first}; leave their examples out")
     try:
         distinct = set(labels)
     except TypeError as error:
         raise UserError(
             f"labels: {len(labels)} names or numbers are needed, got {labels[0]!r} for the first"
         ) from error
+    if len(distinct) < 2:
+        raise UserError(f"labels: at least 2 classes are needed, all {len(labels)} labels are {labels[0]!r}")
     try:
         return sorted(distinct)
-
     except TypeError:
         return sorted(distinct, key=repr)
+
+
+def likeness_of(module: Learner) -> Likeness:
+    """The check of new inputs of a meta-learner.
+
+    Brightness is not compared where nothing was learned from the training images: if the backbone is a frozen
+    `Pretrained`, and nothing beside it is stored but single numbers, such as the scale of a head.
+    """
+    spec, backbone = module.spec, module.backbone
+    learned = not isinstance(backbone, Pretrained) or frozen_part(backbone) is None
+    if not learned:
+        learned = any(t.numel() > 1 for name, t in module.state_dict().items() if not name.startswith("backbone."))
+    return Likeness(spec.input_shape, spec.input_dtype, spec.input_statistics, brightness=learned)
 
 
 def in_features(module: Learner, x: Tensor) -> Tensor:
@@ -169,11 +189,20 @@ def in_features(module: Learner, x: Tensor) -> Tensor:
 
     Returns:
         Features `(M, F)`, which the frozen backbone returns unchanged when it receives them; or `x`.
+
+    Raises:
+        UserError: A feature is NaN or infinite.
     """
     frozen = frozen_part(module.backbone)
     if frozen is None or frozen.passes is None or getattr(module, "needs_images", False):
         return x
-    return torch.cat([frozen(part) for part in x.split(images_at_once(x.device))])
+    features = torch.cat([frozen(part) for part in x.split(images_at_once(x.device))])
+    if bad := int((~features.isfinite()).flatten(1).any(1).sum()):  # a class of such features would never be predicted
+        raise UserError(
+            f"backbone: {type(frozen).__name__} makes features that are NaN or infinite for {bad} of {len(x)} support "
+            "images; compute in float32, or check its weights"
+        )
+    return features
 
 
 @contextmanager

@@ -65,11 +65,18 @@ class Likeness:
         input_dtype: Dtype of stored training inputs; "" if unknown.
         statistics: `input_statistics` of the training inputs; empty if unknown, as in older checkpoints.
         coded: Indices of inputs that are codes of categories, whose range is not compared.
+        brightness: Whether to compare the brightness of images.
     """
 
     def __init__(
-        self, input_shape: Sequence[int], input_dtype: str, statistics: Sequence[float], coded: Sequence[int] = ()
+        self,
+        input_shape: Sequence[int],
+        input_dtype: str,
+        statistics: Sequence[float],
+        coded: Sequence[int] = (),
+        brightness: bool = True,
     ) -> None:
+        self.brightness = brightness
         self.coded = list(coded)
         self.shape, self.dtype, self.statistics = tuple(input_shape), input_dtype, tuple(statistics)
         self._warned: set[str] = set()
@@ -164,6 +171,8 @@ class Likeness:
 
         Only if training images are clearly light or dark, like drawings and unlike photographs.
         """
+        if not self.brightness:
+            return None
         low, high, mean, spread = self.statistics
         width = (high - low) or 1.0
         mean, spread, new = (mean - low) / width, spread / width, (brightness - low) / width

@@ -122,7 +122,8 @@ def image_steps(input_shape: Sequence[int], dtype: torch.dtype, invert: bool = F
     if channels in (1, 3) and height == width:
         before = [
             "decode the file and turn it upright by its EXIF orientation",
-            "convert it to grey: 0.299 R + 0.587 G + 0.114 B" if channels == 1 else "convert it to RGB, without alpha",
+            "show transparent pixels on white",
+            "convert it to grey: 0.299 R + 0.587 G + 0.114 B" if channels == 1 else "convert it to RGB",
             f"resize it to {width} x {height} pixels by Pillow's LANCZOS, whatever its proportions, in 8 bits",
             "lay it out channels first",
         ]

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from types import TracebackType
 
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -119,7 +120,11 @@ class RankWatch(Callback):
         """How to resume this run after it was stopped, for messages."""
         if self.last is None or not self.last.is_file():
             return "there is no checkpoint yet: start it again"
-        return f"resume with {self._say('resume', str(self.last))}"
+        run, option = self.last.parent.parent, self._say("resume", str(self.last))
+        config = run / "config.yaml"
+        if not option.startswith("--") or not config.is_file():  # in Python, the call is repeated with the argument
+            return f"resume with {option}"
+        return f"resume with `lightning-meta fit --config {quote(str(config))} --ckpt_path {quote(str(run))}`"
 
     def dead(self) -> str | None:
         """Which other rank has died, and how; None if all visible ranks are alive."""

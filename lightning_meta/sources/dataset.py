@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.hashes import of_pools
-from lightning_meta.data.image_files import refuse_deep
+from lightning_meta.data.image_files import on_white, refuse_deep
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source
 from lightning_meta.errors import UserError
@@ -33,9 +33,9 @@ class FromDataset(Source):
     """Three datasets of `(x, y)` pairs, one per split, read into memory when they are first used.
 
     `x` is a tensor or an array, which is used as it is (images: channels first), or a PIL image, which is converted to
-    uint8 `(channels, height, width)`; all have the same shape. `y` is an integer. A label means the same class in all
-    three datasets. In few-shot learning, a label that occurs in two of them is an error, as the class would leak from
-    training into test; multi-task learning requires the same labels in all three.
+    uint8 `(channels, height, width)`, transparent pixels on white; all have the same shape. `y` is an integer. A label
+    means the same class in all three datasets. In few-shot learning, a label that occurs in two of them is an error, as
+    the class would leak from training into test; multi-task learning requires the same labels in all three.
 
     At a glance:
         - Classes: yours.
@@ -184,7 +184,7 @@ def _tensor(x: Any, where: str) -> Tensor:
     if isinstance(x, Image.Image):
         refuse_deep(x, where)
         mode = x.mode if x.mode in ("L", "RGB") else "L" if x.mode in ("1", "LA") else "RGB"
-        return torch.from_numpy(np.atleast_3d(np.array(x.convert(mode))).transpose(2, 0, 1).copy())
+        return torch.from_numpy(np.atleast_3d(np.array(on_white(x, mode))).transpose(2, 0, 1).copy())
     array = np.array(x)
     if array.dtype.kind not in "uifb":
         raise UserError(f"{where}: x is a {type(x).__name__}, expected a tensor, an array or a PIL image")

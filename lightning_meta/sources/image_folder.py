@@ -15,6 +15,8 @@ from lightning_meta.errors import UserError
 from lightning_meta.sources.class_lists import refuse_shared
 from lightning_meta.sources.division import divided, divided_classes, enough_classes
 
+OTHER_FOLDER = "; or use another folder of images here: classes that are new to a few-shot model are learned by predict"
+
 
 class ImageFolder(ImageFilesSource):
     """Images in folders named by class: `root/train|val|test/<class>/*`, or `root/<class>/*`.
@@ -24,9 +26,10 @@ class ImageFolder(ImageFilesSource):
     on every machine.
 
     Files with the usual suffixes of images are read in the order of their names; hidden files, other files and folders
-    inside a class are skipped. Images are rotated according to their EXIF orientation and resized to a square without
-    keeping their proportions (Lanczos, antialiased); an alpha channel is dropped, and only the first frame of an
-    animation is read. Symbolic links are followed.
+    inside a class are skipped. A warning names photographs in formats that are not supported, such as HEIC. Images are
+    rotated according to their EXIF orientation and resized to a square without keeping their proportions (Lanczos,
+    antialiased); transparent pixels are shown on white, and only the first frame of an animation is read. Symbolic
+    links are followed.
 
     At a glance:
         - Classes: yours.
@@ -77,6 +80,11 @@ class ImageFolder(ImageFilesSource):
         """
         listing = self._held_out_listing()
         return self._held_out(f"examples divided; {self._key_of(listing)}", lambda: self._pools_of(listing))
+
+    def prepare_held_out(self) -> None:
+        """As `prepare`, for `held_out`."""
+        self._warn_of_unread(self._held_out_listing())
+        super().prepare_held_out()
 
     def _held_out_listing(self) -> Listing:
         self._check_root()
@@ -143,14 +151,14 @@ class ImageFolder(ImageFilesSource):
             raise UserError(
                 f"{self.root}: found {len(folders)} class folders, but train, val and test need at least one each, and "
                 "as many as the ways of a task for few-shot learning; root is the folder that contains a folder "
-                "of images for each class"
+                f"of images for each class{OTHER_FOLDER}"
             )
         least, most = self.least_classes, len(folders) // 3
         if least > most:
             fewer = f", or set least_classes and the ways of tasks to {most}" if most > 1 else ""
             raise UserError(
                 f"ImageFolder least_classes={least}: {least} classes each for train, val and test are {3 * least}, but "
-                f"{self.root} has {len(folders)} class folders; add some{fewer}"
+                f"{self.root} has {len(folders)} class folders; add some{fewer}{OTHER_FOLDER}"
             )
         by_name = {folder.name: folder for folder in folders}
         parts = divided_classes(by_name, self.fractions, least, self.seed)

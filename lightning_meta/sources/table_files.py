@@ -133,7 +133,7 @@ def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
         try:
             table = _by_all_rows(path, spelling, header)
         except ArrowException as error:
-            if (other := _other_delimiter(header)) is None:
+            if (other := other_delimiter(header)) is None:
                 if (uneven := _uneven(path, spelling.delimiter or ",")) is not None:
                     raise uneven from error
                 raise
@@ -333,14 +333,14 @@ def _check_header(path: Path | str, names: list[str]) -> None:
         raise UserError(f"{path}: {count} columns have the name {name!r}; every column needs its own name")
 
 
-def _other_delimiter(names: list[str]) -> str | None:
+def other_delimiter(names: list[str]) -> str | None:
     """Return the likely separator of a file that was read as a single column; None if there is none."""
     return next((d for d in (";", "\t", "|", ",") if d in names[0]), None) if len(names) == 1 else None
 
 
 def instead_of(name: str, columns: list[str]) -> str:
     """Return advice for a message: what to name instead of a missing column."""
-    if (other := _other_delimiter(columns)) is not None:
+    if (other := other_delimiter(columns)) is not None:
         return f"its columns are separated by {other!r}; set delimiter={other!r}"
     close = difflib.get_close_matches(name, columns, n=1)
     return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(map(repr, columns))}"

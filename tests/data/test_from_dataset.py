@@ -59,6 +59,13 @@ def test_kinds_of_examples(x: Any, shape: tuple[int, ...], dtype: torch.dtype) -
         assert pool.x.unique().tolist() == [255]
 
 
+def test_transparent_pixels_of_pillow_images_are_white() -> None:
+    for mode in ("RGBA", "LA"):
+        image = Image.new(mode, (5, 4))
+        pool = FromDataset([(image, 0)], [(image, 1)], [(image, 2)]).pools()["train"]
+        assert pool.x.unique().tolist() == [255]
+
+
 def test_fingerprint_follows_the_content() -> None:
     prints = [FromDataset(pairs([0]), pairs([1]), pairs([y])).fingerprint() for y in (2, 2, 3)]
     assert prints[0] == prints[1] != prints[2]

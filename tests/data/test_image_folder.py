@@ -4,7 +4,7 @@ import hashlib
 import re
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from PIL import Image
 
 from lightning_meta.batches import SPLITS
 from lightning_meta.data import EpisodicDataModule
-from lightning_meta.data.images import read_images
+from lightning_meta.data.images import image_files, labelled_files, read_images
 from lightning_meta.errors import UserError
 from lightning_meta.sources.image_folder import ImageFolder
 
@@ -210,6 +210,72 @@ def test_foreign_files_are_passed_over(divided: Path) -> None:
     assert ImageFolder(divided).fingerprint() == before
 
 
+@pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".mpo", ".pnm", ".apng", ".dib"])
+def test_all_usual_suffixes_of_the_formats_are_read(suffix: str, divided: Path) -> None:
+    save(divided / f"val/c/9{suffix}", 200)
+    assert ImageFolder(divided, image_size=8).pools()["val"].x[-1].unique().tolist() == [200]
+
+
+def test_avif_is_read_if_pillow_can(divided: Path) -> None:
+    if ".avif" in Image.registered_extensions():
+        save(divided / "val/c/9.avif", 200)
+        assert ImageFolder(divided, image_size=8).pools()["val"].sizes.tolist() == [4]
+    else:
+        (divided / "val/c/9.avif").touch()
+        assert ImageFolder(divided, image_size=8).pools()["val"].sizes.tolist() == [3]
+
+
+def unread(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"no image that Pillow reads")
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    caplog.clear()
+    return lines
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_photographs_in_other_formats_are_counted_and_named_once(
+    held_out: bool, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = classes(tmp_path / "photos", 3, 3)
+    unread(root, "class_0/a.HEIC", "class_0/b.heic", "class_2/c.CR2", "class_2/.hidden.heic", "class_2/notes.txt")
+    source = ImageFolder(root, image_size=4)
+    for _ in range(2):
+        source.prepare_held_out() if held_out else source.prepare()
+    said = "left out: 3 files have formats that are not supported (.cr2, .heic): "
+    named = f"{root}/class_0/a.HEIC, {root}/class_0/b.heic, {root}/class_2/c.CR2; convert them to JPEG"
+    assert warnings_of(caplog) == [said + named]
+    unread(root, *(f"class_1/{i}.dng" for i in range(9)))
+    files, _ = labelled_files(root)
+    assert len(files) == 9
+    (line,) = warnings_of(caplog)
+    assert line.startswith("left out: 12 files have formats that are not supported (.cr2, .dng, .heic): ")
+    assert line.endswith(f"{root}/class_1/2.dng and 7 more; convert them to JPEG")
+
+
+def test_photographs_in_other_formats_below_a_folder_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path / "a.png")
+    unread(tmp_path, "inner/b.heif")
+    assert image_files([tmp_path]) == [tmp_path / "a.png"]
+    said = f"1 file has a format that is not supported (.heif): {tmp_path}/inner/b.heif; convert it to JPEG"
+    assert warnings_of(caplog) == [f"left out: {said}"]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UserError, match=f"^{tmp_path}: found no images that can be read; {re.escape(said)}$"):
+        image_files([tmp_path])
+    for name in ("one", "two"):
+        unread(tmp_path / "classes", f"{name}/b.heif")
+    with pytest.raises(UserError, match=r"one: this class has no images that can be read; 1 file has .*b\.heif"):
+        labelled_files(tmp_path / "classes")
+    with pytest.raises(UserError, match=r"b\.heif: \.heif files are not supported; convert it to JPEG$"):
+        read_images([tmp_path / "inner/b.heif"], (3, 4, 4))
+
+
 def test_a_folder_that_changes_is_decoded_anew(divided: Path) -> None:
     before = ImageFolder(divided).fingerprint()
     save(divided / "val/c/0.png", 77)
@@ -229,6 +295,54 @@ def test_modes(divided: Path, mode: str) -> None:
     save(divided / "train/a/0.png", 255, mode="L").unlink()
     save(divided / "train/a/0.tif", 255, mode=mode)
     assert ImageFolder(divided).pools()["train"].x[0].unique().tolist() == [255]
+
+
+def drawing() -> Image.Image:
+    """A black square in the left half of a transparent image whose hidden colour is black, too."""
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[2:6, :4, 3] = 255
+    return Image.fromarray(pixels)
+
+
+def with_transparent_colour(path: Path) -> None:
+    pixels = np.full((8, 8), 255, np.uint8)
+    pixels[2:6, :4] = 0
+    transparent = np.where(pixels, 7, 0).astype(np.uint8)  # 7 is the transparent grey, nearly black
+    Image.fromarray(transparent).save(path, transparency=7)
+
+
+TRANSPARENT = {
+    "RGBA": lambda path: drawing().save(path),
+    "LA": lambda path: drawing().convert("LA").save(path),
+    "palette": lambda path: drawing().quantize(4).save(path),
+    "a transparent grey": with_transparent_colour,
+    "WebP": lambda path: drawing().save(path, "WEBP", lossless=True),
+    "GIF": lambda path: drawing().save(path, "GIF"),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSPARENT)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparent_pixels_are_white(divided: Path, kind: str, channels: Literal[1, 3]) -> None:
+    TRANSPARENT[kind](divided / "val/c/0.png")
+    expected = torch.full((8, 8), 255)
+    expected[2:6, :4] = 0
+    images = ImageFolder(divided, image_size=8, channels=channels).pools()["val"].x[0]
+    assert images.tolist() == expected.expand(channels, 8, 8).tolist()
+    assert read_images([divided / "val/c/0.png"], (channels, 8, 8))[0].tolist() == images.tolist()
+
+
+def test_half_transparent_pixels_are_mixed_with_white_and_opaque_ones_keep_their_colour(divided: Path) -> None:
+    draw = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
+    draw[..., 3] = 255
+    colours = draw[..., :3].tolist()
+    Image.fromarray(draw).save(divided / "val/c/0.png")
+    draw[0, 0] = 0, 0, 0, 128
+    Image.fromarray(draw).save(divided / "val/c/1.png")
+    opaque, mixed = ImageFolder(divided, image_size=8).pools()["val"].x[:2]
+    assert opaque.permute(1, 2, 0).tolist() == colours
+    assert mixed[:, 0, 0].tolist() == [127, 127, 127]
+    assert mixed.flatten(1)[:, 1:].T.tolist() == draw[..., :3].reshape(-1, 3)[1:].tolist()
 
 
 def test_upright_and_antialiased(divided: Path) -> None:

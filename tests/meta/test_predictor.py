@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML, MetaModule, ProtoNet
-from lightning_meta.nn import MLP, Conv4
+from lightning_meta.nn import MLP, Conv4, Frozen
 from lightning_meta.tasks import EpisodeSpec
 from tests.meta.oracles import KINDS, Snapshot, episodes, maml, maml_outputs, maml_trajectory, roughen, task
 
@@ -45,7 +47,7 @@ def images() -> tuple[Tensor, Tensor]:
         [7, -2, 300],
         [2.5, 0.5, 1.5],
         [("a", 1), ("a", 0), ("b", 0)],
-        [True, "yes", None],  # cannot be sorted
+        [True, "yes", 2.5],  # cannot be sorted
     ],
     ids=["strings", "integers", "floats", "tuples", "mixed"],
 )
@@ -120,7 +122,7 @@ def test_a_module_fresh_from_training_predicts_as_one_in_evaluation_mode(cls: An
 def test_metric_methods_serve_any_way(name: str) -> None:
     module = method(name)
     support, query = images()
-    for classes, labels in (1, "aaaaaa"), (2, "aabbbb"), (6, "abcdef"):
+    for classes, labels in (2, "aabbbb"), (4, "aabbcd"), (6, "abcdef"):
         predictor = module.predictor(support, list(labels))
         assert predictor.outputs(query).shape == (12, classes)
         assert torch.isfinite(predictor.outputs(query)).all()
@@ -163,6 +165,20 @@ def test_labels_that_are_no_labels_are_refused_in_one_line() -> None:
         method("protonet").predictor(images()[0], torch.zeros(6, 1))
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT], ids=str)
+def test_missing_labels_are_no_classes(missing: Any) -> None:
+    labels: list[Any] = ["owl", "owl", "ant", missing, "bee", missing]
+    with pytest.raises(UserError, match=r"^labels: 2 of 6 are missing: labels\[3\] is .*; leave their examples out$"):
+        method("protonet").predictor(images()[0], labels)
+    with pytest.raises(UserError, match=r"^labels: 1 of 6 are missing: labels\[1\] is nan; "):
+        method("protonet").predictor(images()[0], torch.tensor([0, torch.nan, 1, 1, 2, 2]))
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^labels: at least 2 classes are needed, all 6 labels are 'owl'$"):
+        method("protonet").predictor(images()[0], ["owl"] * 6)
+
+
 def test_regression_targets_that_do_not_fit_are_refused_in_one_line() -> None:
     module = maml("regression", torch.float32)
     x = torch.rand(4, 2)
@@ -179,3 +195,18 @@ def test_inputs_to_predict_are_checked_as_well() -> None:
     predictor = method("protonet").predictor(images()[0], list("aabbcc"))
     with pytest.raises(UserError, match=r"\(M, 1, 8, 8\) are needed, got \(8, 8\)"):
         predictor(torch.rand(8, 8))
+
+
+def test_a_frozen_backbone_whose_features_of_a_class_overflow_is_refused() -> None:
+    """Distances to an infinite class mean are infinite: the class would be missing from all predictions."""
+
+    class Half(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (200_000 * x.flatten(1)).half().float()
+
+    support, _ = images()
+    support[:2] = 255
+    support[2:] = 50
+    module = ProtoNet(Frozen(Half()), episodes=SPEC)
+    with pytest.raises(UserError, match="backbone: Frozen makes features that are NaN or infinite for 2 of 6 support"):
+        module.predictor(support, ["owl", "owl", "ant", "ant", "bee", "bee"])

@@ -11,14 +11,15 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule
 from lightning_meta.errors import UserError
-from lightning_meta.meta import MAML, ProtoNet
+from lightning_meta.meta import MAML, R2D2, ProtoNet
 from lightning_meta.multitask import MultiHead
-from lightning_meta.nn import MLP, Conv4
+from lightning_meta.nn import MLP, Conv4, Pretrained
 from lightning_meta.nn.likeness import InputWarning, Likeness, check_outputs, input_statistics
+from lightning_meta.nn.published import Published
 from lightning_meta.sources import FromDataset
 from lightning_meta.tasks import Classification, EpisodeSpec, TasksSpec
 
@@ -188,6 +189,36 @@ def test_no_test_image_of_mnist_is_taken_for_an_inverted_one_and_every_inverted_
         for image in others:
             with pytest.raises(InputWarning, match="they seem to be"):
                 Likeness((1, 28, 28), "uint8", likeness.statistics).check(image[None])
+
+
+@pytest.mark.parametrize(
+    ("kind", "warned"),
+    [
+        ("nothing is trained", False),
+        ("a layer is trained", True),
+        ("it is trained", True),
+        ("its head is trained", True),
+    ],
+)
+def test_brightness_is_compared_if_something_was_learned_from_the_training_images(
+    kind: str, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def published(*_: Any) -> Published:
+        return Published(nn.Sequential(nn.AvgPool2d(5), nn.Flatten()), SIZE, (0.5,) * 3, (0.2,) * 3)
+
+    monkeypatch.setattr("lightning_meta.nn.pretrained.published", published)
+    spec = EpisodeSpec("classification", (3, SIZE, SIZE), 2, 0, "uint8", input_statistics(STORED))
+    module = {
+        "nothing is trained": lambda: R2D2(Pretrained(), episodes=spec),
+        "a layer is trained": lambda: ProtoNet(nn.Sequential(Pretrained(), nn.Linear(12, 4)), episodes=spec),
+        "it is trained": lambda: ProtoNet(Pretrained(frozen=False), episodes=spec),
+        "its head is trained": lambda: MAML(Pretrained(), episodes=spec),
+    }[kind]()
+    module.configure_model()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module.predictor(255 - STORED[:4], "aabb")
+    assert [one.category for one in caught] == [InputWarning] * warned
 
 
 @pytest.mark.parametrize("family", ["few-shot", "multi-task"])

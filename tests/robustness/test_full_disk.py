@@ -104,7 +104,9 @@ def test_a_run_on_a_full_disk(
     if not checkpoints:
         assert done.stderr.endswith("there is no checkpoint yet: start it again\n")
         return
-    assert done.stderr.endswith("resume with --ckpt_path runs/toy/0/checkpoints/last.ckpt\n")
+    assert done.stderr.endswith(
+        "resume with `lightning-meta fit --config runs/toy/0/config.yaml --ckpt_path runs/toy/0`\n"
+    )
     resumed = ["--ckpt_path=last", f"--runs={tmp_path / 'runs'}"]
     assert main(["fit", *options, *resumed]) == 0
     assert main(["fit", *options, f"--runs={tmp_path / 'whole'}"]) == 0

@@ -130,6 +130,13 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("--model: there is no class Conv4 here; expected a LightningModule", HELP),
     ),
     "a source for data": ([*M, "--data=Sinusoid"], ("--data", "expected a LightningDataModule", HELP)),
+    "an argument of no class": (
+        [*M, "--trainer.logger.name=icons"],
+        (
+            "--trainer.logger: name is an argument of a class",
+            "give --trainer.logger CLASS before --trainer.logger.name",
+        ),
+    ),
     "an abstract class": ([*M, "--model=MetaModule"], ("--model: MetaModule is an abstract class", "subclasses")),
     "a function for a model": ([*M, "--model=os.getcwd"], ("--model: expected LightningModule", "os.getcwd", HELP)),
     "a layer for a callback": ([*M, "--trainer.callbacks=torch.nn.Linear"], ("--trainer.callbacks: expected", HELP)),

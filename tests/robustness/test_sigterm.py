@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import signal
 from pathlib import Path
 from typing import Any
@@ -78,11 +81,23 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     last = tmp_path / "stopped" / "toy" / "0" / "checkpoints" / "last.ckpt"
     assert said.count("\n") == 0
     assert said.startswith("stopped in step")
-    assert said.endswith(f"by {name}; resume with --ckpt_path {last}")
+    run = tmp_path / "stopped" / "toy" / "0"
+    assert said.endswith(f"by {name}; resume with `lightning-meta fit --config {run}/config.yaml --ckpt_path {run}`")
     assert [signal.getsignal(n) for n, _ in SIGNALS.values()] == handlers
     assert fit(tmp_path / "stopped", schedule, f"--ckpt_path={last}") == 0
     assert fit(tmp_path / "whole", schedule) == 0
     assert fingerprint(tmp_path / "stopped" / "toy" / "0") == fingerprint(tmp_path / "whole" / "toy" / "0")
+
+
+def test_the_printed_command_resumes_the_run_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "my runs"
+    with pytest.raises(SystemExit):
+        fit(folder, "apart", *sends(hook="on_before_optimizer_step", step=5, number=int(signal.SIGTERM)))
+    command = re.findall(r"resume with `lightning-meta (.*)`", capsys.readouterr().err)[0]
+    assert main(shlex.split(command)) == 0
+    assert [run.name for run in (folder / "toy").iterdir() if run.is_dir()] == ["0"]
+    results = json.loads((folder / "toy" / "0" / "results.json").read_text())
+    assert results["steps"] == 23
 
 
 @pytest.mark.parametrize("name", SIGNALS)
