@@ -159,6 +159,8 @@ class MultiTaskDataModule(SourceDataModule):
             train.statistics_without([] if table is None else [i for i, codes in enumerate(table.codes) if codes]),
             table,
         )
+        if not self.has_float64:  # the hash of the data does not depend on the accelerator
+            self._known_hashes = self._known_hashes or of_sets(sets)
         self.sets = {split: data.to(self.pool_device, self.has_float64) for split, data in sets.items()}
         self.configure_module()
 
