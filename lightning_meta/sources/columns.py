@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 EXACT = {"halffloat": 2.0**11, "float": 2.0**24, "double": 2.0**53}
 """Magnitude from which a floating-point type cannot distinguish all whole numbers, by Arrow's name of the type."""
 WHOLE = re.compile(r"[+-]?[0-9]+")
+BOOLEANS = {"false": "0", "true": "1"}
+"""Texts of booleans in CSV files, in lower case, and their numbers in other files."""
 SWAPPED = str.maketrans(",.", ".,")
 
 
@@ -249,23 +251,56 @@ class Column:
             return self._texts
         return self.coded if self.as_text is None else _coded(self.as_text())
 
-    def texts(self, of_numbers: bool) -> Coded:
+    def texts(self, of_numbers: bool, training: Collection[str]) -> Coded:
         """Return the cells as text that can be compared with the texts of the training column.
+
+        Booleans are text in CSV files and 0 and 1 in other files; either is converted to the other.
 
         Args:
             of_numbers: Whether the training column held numbers, so that equal numbers have the same text.
+            training: Texts of the training column.
 
         Raises:
-            UserError: The column holds booleans, which are text in CSV files and numbers in other files, but the
-                training column held text.
+            UserError: The column holds booleans, and the training column held other text.
         """
         if of_numbers and self.first_text is None:
             return self.coded
+        if of_numbers and self._spells_booleans and {"0", "1"}.issuperset(training):
+            return self.spelled.changed(str(int(text.casefold() == "true")) for text in self.spelled.texts)
         if of_numbers:
             return self.spelled.changed(map(self._number_as_text, self.spelled.texts))
+        spelled = {text.casefold(): text for text in training}
+        if len(spelled) == len(training) and BOOLEANS.keys() >= spelled.keys():
+            if self.boolean:
+                names = {number: spelled.get(word, word) for word, number in BOOLEANS.items()}
+                return self.coded.changed(names[text] for text in self.coded.texts)
+            return self.spelled.changed(spelled.get(text.casefold(), text) for text in self.spelled.texts)
         if self.boolean:
-            raise UserError(f"{self.where} holds booleans, but text in training; use the texts of the training table")
+            some = ", ".join(map(repr, sorted(training)[:5])) + (", ..." if len(training) > 5 else "")
+            raise UserError(f"{self.where} holds booleans, but in training the texts {some}; use these texts")
         return self.spelled
+
+    @property
+    def _spells_booleans(self) -> bool:
+        """Whether this is text, and every text is true or false in any case."""
+        return self._cells is None and all(text.casefold() in BOOLEANS for text in self._texts.texts)
+
+    @property
+    def flags(self) -> Column:
+        """The column with the texts true and false as 1 and 0, as if the file stored booleans; others are unchanged."""
+        import pyarrow
+
+        if not self._spells_booleans:
+            return self
+        texts, codes = self._texts
+        values = np.array([*(text.casefold() == "true" for text in texts), False])[codes]
+        return Column(self.where, pyarrow.chunked_array([pyarrow.array(values, mask=codes < 0)]), line_of=self.line_of)
+
+    def labels_like(self, classes: Collection[str] | None) -> Coded:
+        """Return `coded`, with booleans as False and True, as in a CSV file, unless the stated classes are 0 and 1."""
+        if not self.boolean or {"0", "1"}.issuperset(classes or "?"):
+            return self.coded
+        return self.coded.changed("True" if text == "1" else "False" for text in self.coded.texts)
 
     @property
     def boolean(self) -> bool:

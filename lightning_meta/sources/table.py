@@ -66,7 +66,8 @@ class Table(TaskSource):
     not occur there, is 0 in all of them. With `categories: codes`, each becomes a single input, which
     `nn.TabularMLP` embeds: 0 for a text that does not occur in the training rows, 1 for a missing text, and 2, 3, ...
     for the others in sorted order. Booleans of Parquet files are numbers, 0 or 1, and their dates are text such as
-    2026-01-31; in CSV files both are text.
+    2026-01-31; in CSV files both are text. A model trained on either predicts rows of the other. The labels of a
+    boolean target are False and True.
 
     Whole numbers keep all digits, whether they are targets, IDs of tasks and groups, or labels.
 
