@@ -30,6 +30,7 @@ from lightning_meta.modes import Mode
 from lightning_meta.module import Graph
 from lightning_meta.multitask.combining import drop_gradients, in_order
 from lightning_meta.multitask.graphed_steps import GraphedSteps
+from lightning_meta.multitask.recorded_predictions import predictions_of
 from lightning_meta.multitask.records import RecordTable, TaskRecords
 from lightning_meta.multitask.selection import BestSoFar, Improved, monitored, of_tasks
 from lightning_meta.multitask.step_features import StepFeatures
@@ -577,6 +578,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
                 "names": np.array(list(self.spec.tasks)),
                 "score": table.example_scores(self.spec.tasks).numpy(),
                 **{name: column.numpy() for name, column in table.columns.items()},
+                "prediction": predictions_of(table, self.spec.tasks).numpy(),
             },
             "per_task": rows_of_tasks(self.spec, tables, self.best.steps, shares),
         }

@@ -211,6 +211,25 @@ class Table(TaskSource):
             sets[split] = task_set if weights is None else with_weights(task_set, weights[index])
         return sets if weights is None else with_mean_1(sets)
 
+    def file_rows(self, split: Split) -> dict[str, NDArray[np.int64]]:
+        """Return the rows of the file that are the examples of each task in a split.
+
+        Example i of a task is row `file_rows(split)[task][i]` of the file, so these are also the rows of the `id` in
+        `predictions.npz`.
+
+        Args:
+            split: Name of the split: `train`, `val` or `test`.
+
+        Returns:
+            Numbers of rows by name of the task, `(n_i,)`, counted from 0 without the header; rows without a label of
+            the task are left out.
+        """
+        one_of("split", split, Split)
+        rows = self._rows_in(split)
+        if self.task_column is None:
+            return {name: rows[""][~self._columns[name].missing[rows[""]]] for name in self.targets}
+        return rows
+
     def _rows_in(self, split: Split) -> dict[str, NDArray[np.int64]]:
         """Return the rows of a split by task; without a `task_column`, all rows under ""."""
         in_split = self._split_of == split

@@ -303,6 +303,35 @@ def test_booleans_of_a_csv_and_a_parquet_file_are_the_same(tmp_path: Path) -> No
                 assert probabilities == {"p(sold=false)", "p(sold=true)"}
 
 
+@pytest.mark.parametrize("by_column", [False, True])
+def test_the_predictions_of_a_test_are_in_the_unit_of_the_target_and_lead_to_the_rows(
+    by_column: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = houses(200)
+    path = write(tmp_path / "houses.csv", rows)
+    targets = {"price": "regression"} if by_column else {"price": "regression", "sold": "binary", "grade": None}
+    source = table(path, targets=targets, **({"task_column": "town"} if by_column else {}))
+    run = lm.fit(lm.Linear(), lm.MultiTaskDataModule(source), name="run", max_epochs=1)
+    assert run.directory is not None
+    stored = np.load(run.directory / "predictions.npz")
+    new = lm.load(run.directory).predict_table(path)
+    for number, name in enumerate(stored["names"]):
+        own = stored["task"] == number
+        of_file = source.file_rows("test")[name][stored["id"][own]]
+        target = "price" if by_column else name
+        assert {rows[row]["split"] for row in of_file} == {"test"}
+        if target == "price":
+            assert stored["target"][own, 0].tolist() == [rows[row]["price"] for row in of_file]
+            assert np.allclose(stored["prediction"][own, 0], new["price"][of_file])
+        else:
+            labels = np.array(source.classes()[name])
+            assert labels[stored["target"][own, 0].astype(int)].tolist() == [str(rows[r][name]) for r in of_file]
+            assert labels[stored["prediction"][own, 0].astype(int)].tolist() == new[name][of_file].tolist()
+        if by_column:
+            assert all(str(rows[row]["town"]) == name for row in of_file)
+
+
 def test_what_is_handled_as_in_training_is_told(
     trained: lm.MultiTaskModule, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
