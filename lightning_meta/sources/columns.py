@@ -416,6 +416,11 @@ def _coded(array: pyarrow.ChunkedArray) -> Coded:
     """Encode cells without leading and trailing white space; an empty cell is missing."""
     from pyarrow import chunked_array, compute, string, types
 
+    kind = array.type.value_type if types.is_dictionary(array.type) else array.type
+    if types.is_dictionary(array.type) and types.is_temporal(kind):
+        array = array.cast(kind)
+    if types.is_timestamp(kind) and kind.tz is not None:
+        array = array.cast(_in_utc(kind))
     if not types.is_dictionary(array.type):
         array = array.cast(string()).dictionary_encode()
     chunks = array.unify_dictionaries().chunks
@@ -423,4 +428,23 @@ def _coded(array: pyarrow.ChunkedArray) -> Coded:
     words = chunks[0].dictionary.cast(string())
     occurs = np.bincount(codes + 1, minlength=len(words) + 1)[1:] > 0  # a DataFrame may have unused categories
     trimmed = compute.utf8_trim_whitespace(words).to_pylist()
+    if types.is_timestamp(kind) or types.is_time(kind):
+        trimmed = list(map(_time_text, trimmed))
     return Coded(trimmed, codes).changed(t if used else None for t, used in zip(trimmed, occurs, strict=True))
+
+
+def _in_utc(kind: pyarrow.TimestampType) -> pyarrow.TimestampType:
+    import pyarrow
+
+    return pyarrow.timestamp(kind.unit, "UTC")
+
+
+def _time_text(text: str) -> str:
+    """Return a time as text that does not depend on its unit in the file, without zeros after its seconds.
+
+    Midnight without a time zone is the date alone, as in CSV files of dates.
+    """
+    time, zone = (text[:-1], "+00:00") if text.endswith("Z") else (text, "")
+    if "." in time:
+        time = time.rstrip("0").rstrip(".")
+    return f"{time}{zone}" if zone else time.removesuffix(" 00:00:00")

@@ -65,8 +65,9 @@ class Table(TaskSource):
     features are one-hot encoded, with one input for each text in the training rows; a missing text, or one that does
     not occur there, is 0 in all of them. With `categories: codes`, each becomes a single input, which
     `nn.TabularMLP` embeds: 0 for a text that does not occur in the training rows, 1 for a missing text, and 2, 3, ...
-    for the others in sorted order. Booleans of Parquet files are numbers, 0 or 1, and their dates are text such as
-    2026-01-31; in CSV files both are text. A model trained on either predicts rows of the other. The labels of a
+    for the others in sorted order. Booleans of Parquet files are numbers, 0 or 1; their dates and times are text such
+    as 2026-01-31 and 2026-01-31 14:05:00, whatever the unit in the file, and those with a time zone are in UTC. In CSV
+    files all of them are text. A model trained on either predicts rows of the other. The labels of a
     boolean target are False and True.
 
     Whole numbers keep all digits, whether they are targets, IDs of tasks and groups, or labels.
@@ -111,7 +112,7 @@ class Table(TaskSource):
             or a date.
         missing_indicators: Whether each feature with missing values in training gets an additional input, which is 1
             for missing values.
-        time_column: Name of a column with numbers or dates by which rows are divided.
+        time_column: Name of a column with numbers or dates by which rows are divided; all dates are in one time zone.
         leave_out: Names of columns that are not features, such as other targets, names and notes.
         weights: Name of a column with the weights of rows, at least 0, which is then not a feature. They multiply the
             losses of rows in training, validation and test; metrics are not weighted. They are scaled so that their
