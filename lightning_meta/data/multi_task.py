@@ -22,6 +22,7 @@ from lightning_meta.data.source import Source, TaskSource, check_inputs, check_p
 from lightning_meta.data.task_batches import AllExamples, TaskBatches, subset
 from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
+from lightning_meta.data.undefined_scores import undefined_scores
 from lightning_meta.errors import UserError
 from lightning_meta.tasks import Task, TasksSpec
 from lightning_meta.tasks.few_rows import FEWEST_ROWS, enough_rows
@@ -100,6 +101,7 @@ class MultiTaskDataModule(SourceDataModule):
         self.evaluation_batch_size, self.train_subset = evaluation_batch_size, train_subset
         self.sets: dict[Split, TaskSet] = {}
         self.spec: TasksSpec | None = None
+        self.undefined_scores: dict[Split, list[str]] = {}
         self._by_inputs = False
         self._known_hashes: Hashes | None = None
 
@@ -150,6 +152,9 @@ class MultiTaskDataModule(SourceDataModule):
             say_metrics(tasks, fitted)
             say_few_rows(sets)
             say_single_values(train)
+        self.undefined_scores = undefined_scores(fitted, sets)
+        if self.trainer is None or self.trainer.is_global_zero:
+            say_undefined_scores(fitted, self.undefined_scores)
         self.spec = TasksSpec(
             fitted,
             train.input_shapes,
@@ -344,6 +349,20 @@ def say_single_values(train: TaskSet) -> None:
             "leave them out with `tasks`",
             *(len(alike), len(train.names), _listed(alike, 5)),
         )
+
+
+def say_undefined_scores(tasks: Mapping[str, Task], undefined: Mapping[Split, Sequence[str]]) -> None:
+    """Warn of tasks whose score is undefined in validation or testing, in one line for each."""
+    for split, names in undefined.items():
+        if names:
+            shown = [f"{name!r} {tasks[name].selection}" for name in names]
+            _log.warning(
+                "scores: %d of %d tasks have a single label or number in the %s split, where their score is undefined "
+                "and does not count in means over tasks: %s; use more data or another division, or leave them out with "
+                "`tasks`",
+                *(len(names), len(tasks), split),
+                ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else ""),
+            )
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:
