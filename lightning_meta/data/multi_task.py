@@ -24,8 +24,9 @@ from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.data.undefined_scores import undefined_scores
 from lightning_meta.errors import UserError
-from lightning_meta.tasks import Task, TasksSpec
+from lightning_meta.tasks import Classification, Task, TasksSpec
 from lightning_meta.tasks.few_rows import FEWEST_ROWS, enough_rows
+from lightning_meta.tasks.table import TableSpec
 
 _log = logging.getLogger(__name__)
 
@@ -155,6 +156,7 @@ class MultiTaskDataModule(SourceDataModule):
         self.undefined_scores = undefined_scores(fitted, sets)
         if self.trainer is None or self.trainer.is_global_zero:
             say_undefined_scores(fitted, self.undefined_scores)
+            say_unseen_classes(fitted, sets, table)
         self.spec = TasksSpec(
             fitted,
             train.input_shapes,
@@ -363,6 +365,30 @@ def say_undefined_scores(tasks: Mapping[str, Task], undefined: Mapping[Split, Se
                 *(len(names), len(tasks), split),
                 ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else ""),
             )
+
+
+def say_unseen_classes(tasks: Mapping[str, Task], sets: Mapping[Split, TaskSet], table: TableSpec | None) -> None:
+    """Warn of classes that occur in validation or testing, but in no training example, in one line."""
+    unseen: list[str] = []
+    for name, task in tasks.items():
+        if isinstance(task, Classification):
+            train, *others = (sets[split].targets[name].unique() for split in SPLITS)
+            of_task = torch.cat(others).unique()
+            for number in of_task[~torch.isin(of_task, train)].tolist():
+                unseen.append(f"class {_class_name(number, name, table)!r} of {name!r}")
+    if unseen:
+        more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
+        _log.warning(
+            "classes: no training example has %s%s, so the model cannot learn to predict it, but validation or testing "
+            "examples do; use more data or another division",
+            *(", ".join(unseen[:5]), more),
+        )
+
+
+def _class_name(number: int, task: str, table: TableSpec | None) -> str | int:
+    """The label of a class in a table; otherwise its number."""
+    targets = [] if table is None else [t for t in table.targets if table.task_column or t.name == task]
+    return targets[0].classes[number] if targets else number
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:

@@ -272,6 +272,22 @@ def test_a_task_with_a_single_class_in_validation_is_named_before_training(
     lm.fit(MultiHead(backbone()), data, name="loss", runs=tmp_path, max_epochs=1, checkpoint=by_loss)
 
 
+def test_a_class_without_a_training_example_is_named(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    tasks: dict[str, Task] = {name: Classification(3) for name in TWO}
+    ready(Given(tasks, sets_of(TWO, train={"a": LABELS, "b": LABELS.clamp(max=1)})))
+    (said,) = [message for message in caplog.messages if message.startswith("classes: ")]
+    assert said.startswith("classes: no training example has class 2 of 'b', so the model cannot")
+    caplog.clear()
+    rows = [f"{i},{'ABC'[i % 3 if i > 40 else i % 2]},{'train' if i <= 40 else SPLITS[1 + i % 2]}" for i in range(80)]
+    tmp_path.joinpath("t.csv").write_text("\n".join(["x,p,split", *rows]) + "\n")
+    ready(lm.sources.Table(tmp_path / "t.csv", {"p": "multiclass"}, split_column="split"))
+    (said,) = [message for message in caplog.messages if message.startswith("classes: ")]
+    assert said.startswith("classes: no training example has class 'C' of 'p', so the model cannot")
+    caplog.clear()
+    ready(Given(tasks, sets_of(TWO)))
+    assert "classes: " not in caplog.text
+
+
 def test_a_task_of_one_test_example_does_not_count_in_the_mean() -> None:
     tasks: dict[str, Task] = {name: Classification(3) for name in TWO}
     few = {"a": LABELS, "b": LABELS[:1]}
