@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -112,7 +113,10 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
         instead = "multiclass" if column.first_text is not None else "regression, or multiclass if they are labels"
         raise UserError(f"{column.where} has {content}, expected two for binary; state {instead}")
     if (row := labels.first(lambda label: label not in classes)) is not None:
-        raise column.wrong(row, f"the label is out of range, expected one of {', '.join(map(repr, classes[:10]))}")
+        in_yaml = any(isinstance(label, bool) for label in target.classes or ())
+        hint = "; quote no and yes in YAML, where they are booleans" if in_yaml else ""
+        expected = ", ".join(map(repr, classes[:10]))
+        raise column.wrong(row, f"the label is out of range, expected one of {expected}{hint}")
     return kind, classes
 
 
@@ -143,7 +147,8 @@ def yes_by_order(name: str, target: Target, classes: Sequence[str]) -> str | Non
     if target.classes is not None or usual:
         return None
     no, yes = classes
-    return f"target {name!r}: yes is {yes!r} and no is {no!r}, in sorted order; `classes: [no, yes]` changes it"
+    swapped = json.dumps([yes, no], ensure_ascii=False)
+    return f"target {name!r}: yes is {yes!r} and no is {no!r}, in sorted order; `classes: {swapped}` swaps them"
 
 
 def _holds_two(column: Column) -> bool:
