@@ -305,6 +305,11 @@ def check_sets(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
     for name, count in sets["train"].counts.items():
         if not count:
             raise UserError(f"task {name!r} has no training example; leave it out with `tasks`, or give it some")
+    weights = sets["train"].weights or {}
+    if zero := [name for name, of_task in weights.items() if name in tasks and not bool((of_task > 0).any())]:
+        kept = len(zero) < len(tasks)
+        advice = "leave them out with `tasks` (--data.tasks), or change the weights" if kept else "change the weights"
+        raise UserError(f"weights: all training rows of {_listed(zero)} have the weight 0; {advice}")
 
 
 def _fitted(name: str, task: Task, targets: Tensor) -> Task:

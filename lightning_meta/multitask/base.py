@@ -628,7 +628,8 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
             decimal: Decimal separator of a CSV file; by default as in training.
             calibration: Result of `lightning_meta.calibrate_table`; adds the columns `set(target)`, a tuple of labels,
                 and `abstained(target)` for targets with classes, whose `p(target=class)` then use the temperature, and
-                `lower(target)` and `upper(target)` for numbers.
+                `lower(target)` and `upper(target)` for numbers. A target that is not calibrated has none of them; rows
+                of such a task have None, or NaN for numbers.
 
         Returns:
             Columns with one value per row, for example for `pandas.DataFrame`. Under the name of each target, with its
