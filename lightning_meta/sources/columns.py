@@ -21,6 +21,8 @@ EXACT = {"halffloat": 2.0**11, "float": 2.0**24, "double": 2.0**53}
 WHOLE = re.compile(r"[+-]?[0-9]+")
 BOOLEANS = {"false": "0", "true": "1"}
 """Texts of booleans in CSV files, in lower case, and their numbers in other files."""
+NUMBER_WITH_UNIT = re.compile(r"((?:[A-Z]{3} |[^\w\s+.,-]\s?)?)([+-]?\d[\d.,]*)(\s?(?:[^\W\d_]|[%°/²³\"'])*)")
+"""A number and its unit: a currency before it, or letters or a sign after it. Names such as Q1 are not numbers."""
 SWAPPED = str.maketrans(",.", ".,")
 
 
@@ -315,10 +317,14 @@ class Column:
 
     @property
     def hint(self) -> str:
-        """Advice for a CSV column of text that would be numbers with another decimal mark or without a mark of
-        thousands; "" for other columns.
+        """Advice for a column of text that would be numbers without their unit, or in a CSV file with another decimal
+        mark or without a mark of thousands; "" for other columns.
         """
-        if self.as_text is None or self.first_text is None:
+        if self.first_text is None:
+            return ""
+        if (unit := self._unit) is not None:
+            return f"; all values are numbers with {unit!r}: for a number, remove {unit!r} from the column"
+        if self.as_text is None:
             return ""
         own, other, texts = self.decimal, "." if self.decimal == "," else ",", self._texts.texts
         with_other_mark = Column(self.where, self.array, decimal=other)
@@ -336,6 +342,17 @@ class Column:
         if all(with_other_mark._is_number(text) or _has_thousands(text, own, other) for text in texts):
             return f"; {own!r} seems to separate thousands: remove it from the file, and set decimal={other!r}"
         return ""
+
+    @property
+    def _unit(self) -> str | None:
+        """The same unit after or before all numbers, such as % in 12% or $ in $12; None for other texts."""
+        found = [NUMBER_WITH_UNIT.fullmatch(text) for text in self._texts.texts]
+        parts = [match.groups() for match in found if match is not None]
+        units = {(before, after) for before, _, after in parts}
+        if len(parts) < max(2, len(found)) or len(units) > 1 or not all(self._is_number(n) for _, n, _ in parts):
+            return None
+        ((before, after),) = units
+        return (before or after).strip() if bool(before) != bool(after) else None
 
     @property
     def grouped(self) -> str | None:

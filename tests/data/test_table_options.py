@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow
 import pytest
 import torch
 import yaml
+from pyarrow import csv as csv_files
 from pyarrow import parquet
 from sklearn.preprocessing import QuantileTransformer
 
@@ -249,6 +251,33 @@ def test_classes_that_yaml_reads_as_booleans_are_refused_with_the_way_out(
     assert main(["fit", "--config", str(file), "--print_config"]) == 2
     said = capsys.readouterr().err
     assert "got False (in YAML, quote no, yes, off and on, which are booleans)" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        *(("{}%", "%"), ("{} kg", "kg"), ("{}m²", "m²"), ("$ {}", "$"), ("EUR {}", "EUR"), ("-{}.5 °C", "°C")),
+        *(("Q{}", None), ("room {}", None), ("2026-{}", None), ("{}-a", None), ("{}:00", None)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_numbers_with_a_unit_are_named(
+    text: str, unit: str | None, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = {"x": [text.format(10 + i % 7) for i in range(60)], "n": list(range(60)), "y": [i / 3 for i in range(60)]}
+    path = tmp_path / f"t.{kind}"
+    (csv_files.write_csv if kind == "csv" else parquet.write_table)(pyarrow.table(columns), path)
+    Table(path, {"y": "regression"}).sets()
+    said = [message for message in caplog.messages if f"all values are numbers with {unit!r}" in message]
+    assert len(said) == (unit is not None)
+    caplog.clear()
+    Table(path, {"y": "regression"}, categorical=["x"]).sets()
+    assert "all values are numbers" not in caplog.text
+    if unit is None:
+        assert Table(path, {"x": None}).classes()["x"]
+    else:
+        with pytest.raises(UserError, match=f"state multiclass; all values are numbers with '{re.escape(unit)}'"):
+            Table(path, {"x": None}).classes()
 
 
 def test_what_a_table_says_of_targets_and_features(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
