@@ -325,6 +325,41 @@ def test_a_large_table_is_read_once_and_messages_about_it_are_shown_once(
     assert len(readings) == 1
 
 
+def table_ladder(**changes: Any) -> None:
+    """Save a ladder of two linear models on a table."""
+    rows = [f"{i % 7},{i % 7 + i % 3}" for i in range(100)]
+    Path("table.csv").write_text("\n".join(["a,price", *rows]) + "\n")
+    source = {
+        "class_path": "lightning_meta.sources.Table",
+        "init_args": {"path": "table.csv", "targets": {"price": "regression"}},
+    }
+    data = {"class_path": "lightning_meta.MultiTaskDataModule", "init_args": {"source": source}}
+    save(
+        shared={"data": data, "trainer": {**LADDER["shared"]["trainer"], "max_steps": 1}},
+        model={},
+        rungs={name: {"class_path": "lightning_meta.Linear"} for name in ("plain", "wide")},
+        **changes,
+    )
+
+
+def test_finished_runs_are_not_reported_after_the_table_has_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    table_ladder()
+    assert climb("--seeds=[1]") == 0
+    assert climb("--seeds=[1]") == 0
+    before = Path("table.csv").read_text()
+    Path("table.csv").write_text("".join(before.splitlines(keepends=True)[:80]))
+    capsys.readouterr()
+    for seeds in ("[1]", "[1, 2]"):
+        assert climb(f"--seeds={seeds}") == 2
+        said = capsys.readouterr()
+        assert "data: they have changed since runs/toy/plain/0 was trained on them" in said.err
+        assert "give the ladder another --name, or remove runs/toy/plain/0" in said.err
+        assert "run 1 of" not in said.out
+    Path("table.csv").unlink()
+    assert climb("--seeds=[1]") == 0  # the report of finished runs does not need the table
+    assert "data: it cannot be checked that they are unchanged since runs/toy/plain/0" in capsys.readouterr().err
+
+
 def test_warnings_about_a_run_are_shown_for_each_run() -> None:
     once = _Once()
     for name, shown in (("lightning_meta.data.multi_task", False), ("lightning_meta.multitask.base", True)):

@@ -277,3 +277,34 @@ def test_its_help_tells_how_several_gpus_are_used(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit, match="0"):
         main(["sweep", "--help"])
     assert "CUDA_VISIBLE_DEVICES=1" in capsys.readouterr().out
+
+
+def test_a_search_does_not_go_on_with_a_table_that_has_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna")
+    rows = [f"{i % 7},{i % 7 + i % 3}" for i in range(100)]
+    Path("table.csv").write_text("\n".join(["a,price", *rows]) + "\n")
+    source = {
+        "class_path": "lightning_meta.sources.Table",
+        "init_args": {"path": "table.csv", "targets": {"price": "regression"}},
+    }
+    config = {
+        "model": {"class_path": "lightning_meta.Linear"},
+        "data": {"class_path": "lightning_meta.MultiTaskDataModule", "init_args": {"source": source}},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
+        "checkpoint": {"monitor": "val/score"},
+    }
+    Path("linear.yaml").write_text(yaml.safe_dump(config))
+    space = {**SPACE, "parameters": {"seed_everything": {"values": [1, 2]}}, "method": "grid"}
+    space |= {"command": ["${program}", "--config=linear.yaml", "${args}"]}
+    space |= {"metric": {"name": "val/score", "goal": "maximize"}}
+    Path("space.yaml").write_text(yaml.safe_dump(space))
+    assert main(["sweep", "--config", "space.yaml", "--trials", "1"]) == 0
+    Path("table.csv").write_text("\n".join(["a,price", *rows[:80]]) + "\n")
+    capsys.readouterr()
+    assert main(["sweep", "--config", "space.yaml"]) == 2
+    said = capsys.readouterr()
+    assert "data: they have changed since runs/sweep_space/trial_0/0 was trained on them" in said.err
+    assert "trial 1" not in said.out
+    Path("table.csv").write_text("\n".join(["a,price", *rows]) + "\n")
+    assert main(["sweep", "--config", "space.yaml"]) == 0
+    assert [row["state"] for row in trials()] == ["complete", "complete"]

@@ -75,7 +75,7 @@ def write_table_calibration(run: Path, about: Mapping[str, Any], found: Calibrat
         Path of the file.
     """
     (coverage, calibrated), measured = found
-    tasks = {name: task._asdict() for name, task in calibrated.items()}
+    tasks = {name: task and task._asdict() for name, task in calibrated.items()}
     return _write(
         run / OF_TABLE, {"split": "val", "coverage": coverage, "tasks": tasks, **about, "measured": {"test": measured}}
     )
@@ -137,7 +137,7 @@ def read_table_calibration(ckpt_path: str, module: MultiTaskModule) -> TableCali
     def parse(stored: Any) -> TableCalibration:
         coverage = float(stored["coverage"])
         tasks = {name: _of_task(stored["tasks"][name], task) for name, task in module.spec.tasks.items()}
-        if not 0 < coverage < 1:
+        if not 0 < coverage < 1 or not any(tasks.values()):
             raise ValueError("its values are out of range")
         return TableCalibration(coverage, tasks)
 
@@ -173,7 +173,8 @@ def print_table_calibration(found: CalibratedTable, path: Path, spec: TableSpec)
         path: Path of the file.
         spec: Description of the training table, which has the units.
     """
-    (coverage, tasks), measured = found
+    coverage, measured = found.calibration.coverage, found.measured
+    tasks = {name: task for name, task in found.calibration.tasks.items() if task is not None}
     units = {target.name: target.unit for target in spec.targets}
     if spec.task_column:
         units = dict.fromkeys(tasks, spec.targets[0].unit)
@@ -243,7 +244,9 @@ def _read(path: Path, command: str, module: MetaModule | MultiTaskModule, parse:
     return calibration
 
 
-def _of_task(stored: Any, task: Any) -> LabelCalibration | NumberCalibration:
+def _of_task(stored: Any, task: Any) -> LabelCalibration | NumberCalibration | None:
+    if stored is None:  # it had too few labels
+        return None
     kind = NumberCalibration if isinstance(task, Regression) else LabelCalibration
     values = {name: float(stored[name]) for name in kind._fields}
     labels = int(values.pop("labels"))

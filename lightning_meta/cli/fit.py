@@ -153,6 +153,16 @@ class MetaCLI(LightningCLI):
         return self.training.trainer
 
 
+class ParsedOnly(MetaCLI):
+    """Parses the configuration of `fit`, without creating objects or setting seeds."""
+
+    def _set_seed(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        """Create nothing."""
+
+
 def fit(args: Sequence[str]) -> None:
     """Train, then test the best checkpoint.
 

@@ -29,6 +29,7 @@ from lightning_meta.reading import no_file
 LONGEST = 400
 _NO_ATTRIBUTE = r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'"
 MOST = 12  # options that a message lists
+QUOTE = " (in YAML, quote no, yes, off and on, which are booleans)"
 EXTRAS = {"wandb": "wandb", "optuna": "sweep", "onnx": "export", "onnxscript": "export"}  # extra by package
 
 
@@ -108,9 +109,12 @@ def _message(refusal: Refusal, options: list[str], command: str) -> str | None:
         declared = _declared(refusal)
         kind = _type(declared if declared.startswith("typing.Literal") else found[1])
         example = ", such as {NAME: VALUE}," if kind == "Mapping" else ","
-        return f"expected {kind}{example} got {'null' if found[2] == 'None' else found[2]}"
+        hint = QUOTE if found[2] in ("True", "False") and "str" in kind.split() else ""
+        return f"expected {kind}{example} got {'null' if found[2] == 'None' else found[2]}{hint}"
     if refusal.expected and reason.startswith(("Expected", "Import path")):
-        return f"expected {_type(refusal.expected)}, got {refusal.value}; {_pointer(command)}"
+        kind = _type(refusal.expected)
+        hint = QUOTE if refusal.value in ("True", "False") and "str" in kind.split() else ""
+        return f"expected {kind}, got {refusal.value}{hint}; {_pointer(command)}"
     if found := re.fullmatch(r"File does not exist: '?([^']*)'?", reason):
         message = no_file(found[1])
         if refusal.key != "config" or "did you mean" in message:

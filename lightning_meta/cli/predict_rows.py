@@ -60,7 +60,9 @@ def predict_rows(config: Namespace, model: Any) -> None:
         write_table(Path(config.out), zip(*columns, strict=True), delimiter)
     except OSError as error:
         raise UserError(f"--out {config.out}: the file cannot be written ({error.strerror})") from error
-    abstained = [of for of in predictions.values() if of.dtype == bool]
+    # Rows of a task without a calibration have None.
+    columns_of_bools = [[v for v in of if isinstance(v, bool | np.bool_)] for of in predictions.values()]
+    abstained = [of for of in columns_of_bools if of]
     if abstained:
         count = f"{sum(map(sum, abstained))} of {sum(map(len, abstained))}"
         print(f"abstained from {count} labels, for which no class is probable enough (columns abstained)")
@@ -68,10 +70,13 @@ def predict_rows(config: Namespace, model: Any) -> None:
 
 
 def _as_text(values: NDArray[Any], decimal: str) -> list[str]:
-    """Numbers by as few digits as tell them from others of their precision; labels as they are; sets as JSON lists."""
+    """Numbers by as few digits as tell them from others of their precision; labels as they are; sets as JSON lists.
+
+    None and NaN, of rows whose task is not calibrated, become "".
+    """
     if values.dtype == object:
-        return [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
+        return ["" if v is None else v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
     if values.dtype == bool:
         return ["true" if value else "false" for value in values]
     texts = [np.format_float_positional(v, trim="-") if 1e-4 <= abs(v) < 1e16 or v == 0 else str(v) for v in values]
-    return [text.replace(".", decimal) for text in texts]
+    return ["" if text == "nan" else text.replace(".", decimal) for text in texts]

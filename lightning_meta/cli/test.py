@@ -36,7 +36,7 @@ from lightning_meta.fitting.evaluation import Evaluation, evaluate_by
 from lightning_meta.fitting.grid import print_grid, write_grid
 from lightning_meta.fitting.importance import Importance, permutation_importance
 from lightning_meta.fitting.progress_bar import progress_bar
-from lightning_meta.fitting.summary import print_summary, write_outcome
+from lightning_meta.fitting.summary import print_summary, without_mean, write_outcome
 from lightning_meta.fitting.table_calibration import calibrate_table_by
 from lightning_meta.import_paths import lies_in, real_path
 from lightning_meta.loading import find_checkpoint
@@ -108,7 +108,7 @@ def test(args: Sequence[str]) -> None:
         write_report(logger.directory, {**report, "per_task": with_best_steps(report["per_task"], checkpoint)})
     about |= test_facts(objects["data"])
     write_outcome(logger.directory, metrics, about)
-    print_summary(metrics, logger.directory, getattr(objects["data"], "test_conditions", ""))
+    print_summary(metrics, logger.directory, getattr(objects["data"], "test_conditions", ""), without_mean(module))
     if config.importance:
         importances = permutation_importance(module, objects["data"], seed=config.seed_everything, out=logger.directory)
         _print_importances(importances)

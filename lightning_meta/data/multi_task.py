@@ -22,9 +22,11 @@ from lightning_meta.data.source import Source, TaskSource, check_inputs, check_p
 from lightning_meta.data.task_batches import AllExamples, TaskBatches, subset
 from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
+from lightning_meta.data.undefined_scores import undefined_scores
 from lightning_meta.errors import UserError, some_of
-from lightning_meta.tasks import Task, TasksSpec
+from lightning_meta.tasks import Classification, Task, TasksSpec
 from lightning_meta.tasks.few_rows import FEWEST_ROWS, enough_rows
+from lightning_meta.tasks.table import TableSpec
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +102,7 @@ class MultiTaskDataModule(SourceDataModule):
         self.evaluation_batch_size, self.train_subset = evaluation_batch_size, train_subset
         self.sets: dict[Split, TaskSet] = {}
         self.spec: TasksSpec | None = None
+        self.undefined_scores: dict[Split, list[str]] = {}
         self._by_inputs = False
         self._known_hashes: Hashes | None = None
 
@@ -151,6 +154,10 @@ class MultiTaskDataModule(SourceDataModule):
             say_metrics(tasks, fitted)
             say_few_rows(sets)
             say_single_values(train)
+        self.undefined_scores = undefined_scores(fitted, sets)
+        if self.trainer is None or self.trainer.is_global_zero:
+            say_undefined_scores(fitted, self.undefined_scores)
+            say_unseen_classes(fitted, sets, table)
         self.spec = TasksSpec(
             fitted,
             train.input_shapes,
@@ -160,6 +167,8 @@ class MultiTaskDataModule(SourceDataModule):
             train.statistics_without([] if table is None else [i for i, codes in enumerate(table.codes) if codes]),
             table,
         )
+        if not self.has_float64:  # the hash of the data does not depend on the accelerator
+            self._known_hashes = self._known_hashes or of_sets(sets)
         self.sets = {split: data.to(self.pool_device, self.has_float64) for split, data in sets.items()}
         self.configure_module()
 
@@ -311,6 +320,11 @@ def check_sets(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
     for name, count in sets["train"].counts.items():
         if not count:
             raise UserError(f"task {name!r} has no training example; leave it out with `tasks`, or give it some")
+    weights = sets["train"].weights or {}
+    if zero := [name for name, of_task in weights.items() if name in tasks and not bool((of_task > 0).any())]:
+        kept = len(zero) < len(tasks)
+        advice = "leave them out with `tasks` (--data.tasks), or change the weights" if kept else "change the weights"
+        raise UserError(f"weights: all training rows of {some_of(map(repr, zero))} have the weight 0; {advice}")
 
 
 def _fitted(name: str, task: Task, targets: Tensor) -> Task:
@@ -356,3 +370,39 @@ def say_single_values(train: TaskSet) -> None:
             "leave them out with `tasks`",
             *(len(alike), len(train.names), some_of(map(repr, alike), 5)),
         )
+
+
+def say_undefined_scores(tasks: Mapping[str, Task], undefined: Mapping[Split, Sequence[str]]) -> None:
+    """Warn of tasks whose score is undefined in validation or testing, in one line for each."""
+    for split, names in undefined.items():
+        if names:
+            shown = [f"{name!r} {tasks[name].selection}" for name in names]
+            _log.warning(
+                "scores: %d of %d tasks have a single label or number in the %s split, where their score is undefined "
+                "and does not count in means over tasks: %s; use more data or another division, or leave them out with "
+                "`tasks`",
+                *(len(names), len(tasks), split, some_of(shown, 5)),
+            )
+
+
+def say_unseen_classes(tasks: Mapping[str, Task], sets: Mapping[Split, TaskSet], table: TableSpec | None) -> None:
+    """Warn of classes that occur in validation or testing, but in no training example, in one line."""
+    unseen: list[str] = []
+    for name, task in tasks.items():
+        if isinstance(task, Classification):
+            train, *others = (sets[split].targets[name].unique() for split in SPLITS)
+            of_task = torch.cat(others).unique()
+            for number in of_task[~torch.isin(of_task, train)].tolist():
+                unseen.append(f"class {_class_name(number, name, table)!r} of {name!r}")
+    if unseen:
+        _log.warning(
+            "classes: no training example has %s, so the model cannot learn to predict it, but validation or testing "
+            "examples do; use more data or another division",
+            some_of(unseen, 5),
+        )
+
+
+def _class_name(number: int, task: str, table: TableSpec | None) -> str | int:
+    """The label of a class in a table; otherwise its number."""
+    targets = [] if table is None else [t for t in table.targets if table.task_column or t.name == task]
+    return targets[0].classes[number] if targets else number

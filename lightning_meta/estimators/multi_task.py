@@ -138,6 +138,7 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
             labelled = {n: torch.from_numpy(p & rows) for n, p in zip(names, present, strict=True)}
             return TaskSet.of_columns(inputs, columns, labelled)
 
+        self._constant = [len(np.unique(y[there & ~held])) == 1 for y, there in zip(targets, present, strict=True)]
         train_set = part(~held)
         source = Arrays(dict(zip(names, tasks, strict=True)), train_set, part(held) if held.any() else train_set)
         data = MultiTaskDataModule(source, batch_size=self.batch_size, seed=seed)
@@ -199,7 +200,10 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
                 batch = TaskBatch(dict.fromkeys(rows, x) if stems else x, {}, rows, {})
                 for name, y in module.selected_outputs(batch).items():
                     parts[name].append(check_outputs(y))
-        return [(module.spec.tasks[name], torch.cat(outputs)) for name, outputs in parts.items()]
+        outputs = [torch.cat(of_task) for of_task in parts.values()]
+        # Outputs are in standard units, and 0 is the mean. For a target that is constant in training there is no scale.
+        outputs = [y * 0 if constant else y for y, constant in zip(outputs, self._constant, strict=True)]
+        return list(zip(module.spec.tasks.values(), outputs, strict=True))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "module_")
@@ -216,7 +220,8 @@ class MultiTaskRegressor(PredictsIntervals, RegressorMixin, _MultiTask):  # type
 
     Inputs and targets are standardised with the statistics of the training rows. By default a tenth of the rows is held
     out: training stops when the mean R² over targets on these rows no longer improves, and the weights of the best
-    epoch are kept. A target that is NaN is missing: its row is used for the other targets.
+    epoch are kept. A target that is NaN is missing: its row is used for the other targets. The prediction for a target
+    that is constant in the training rows is this constant.
 
     Fitting prints nothing, writes no file and leaves the global random generators unchanged.
 

@@ -69,6 +69,8 @@ def about(name: str) -> Iterator[None]:
         line = lines[0].removeprefix(f"Input {name} ").rstrip(".")
         if lines[-1].startswith("Reshape"):  # the lines between are the array
             line = f"{line.rstrip(':')}. {lines[-1]}"
+        elif lines[0].endswith(":") and lines[1:]:  # a list, one line each, as of duplicate column names
+            line = f"{line} {', '.join(each.strip(' -') for each in lines[1:] if each.strip())}"
         elif line.endswith("contains NaN"):
             line = f"{line}; {FILL}"
         elif line.startswith(("float()", "setting an array element", "The DType")):

@@ -103,7 +103,7 @@ def fit(
         check_trainer(options, "train")
         check_monitor(options, checkpoint.monitor)
         place = find_place(os.fspath(runs), name, None if resume is None else os.fspath(resume))
-        used_seed, comment = set_seed(seed, place)
+        used_seed, comment = set_seed(seed, place, drawn=not getattr(module, "solved", False))
         config = comment + config_of(module, data, options, checkpoint, place, used_seed)
         place.logger.hold()
         try:

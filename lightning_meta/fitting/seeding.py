@@ -20,12 +20,13 @@ USED = "+"
 _log = logging.getLogger(__name__)
 
 
-def set_seed(seed: int | None, place: Place) -> tuple[int | bool, str]:
+def set_seed(seed: int | None, place: Place, drawn: bool = True) -> tuple[int | bool, str]:
     """Seed the random generators, unless the current random state is to be used.
 
     Args:
         seed: The `seed` of `fit`; None if it was not given.
         place: Location of the run.
+        drawn: Whether the result depends on the weights that were drawn, as those of a linear model do not.
 
     Returns:
         The seed of the run, and a comment about it for `config.yaml`.
@@ -46,10 +47,10 @@ def set_seed(seed: int | None, place: Place) -> tuple[int | bool, str]:
     if seed is None and before is not None:
         again = place.checkpoint is None and before.startswith(USED)
         return int(before), "# The weights were drawn after an earlier run with this seed.\n" if again else ""
-    if seed is None and place.checkpoint is None:
+    if seed is None and place.checkpoint is None and drawn:
         _log.warning("the weights were drawn without a seed: call lightning.seed_everything before creating the module")
     used = int(seed_everything(seed or 0, workers=True, verbose=False))
-    reproducible = place.checkpoint is not None or before == str(used)
+    reproducible = place.checkpoint is not None or before == str(used) or not drawn
     return used, "" if reproducible else "# The weights were drawn before this seed was set.\n"
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from rich.console import Console
 from rich.table import Table
 
+from lightning_meta.multitask import MultiTaskModule
+from lightning_meta.multitask.tables import in_different_units
 from lightning_meta.report import write_figures
 from lightning_meta.run.results import write_results
 from lightning_meta.run.tables import read_table
@@ -35,7 +38,9 @@ def write_outcome(directory: Path, metrics: Mapping[str, float], about: Mapping[
     write_results(directory, metrics, about)
 
 
-def print_summary(metrics: Mapping[str, float], directory: Path, conditions: str = "") -> None:
+def print_summary(
+    metrics: Mapping[str, float], directory: Path, conditions: str = "", without_mean: Collection[str] = ()
+) -> None:
     """Print the run directory and the test scores: the mean over drawn tasks with its 95 % interval, or named tasks.
 
     If named tasks are compared by different metrics, a task shows its own metric first, then the others that it has, so
@@ -45,6 +50,7 @@ def print_summary(metrics: Mapping[str, float], directory: Path, conditions: str
         metrics: Logged test metrics by name.
         directory: The run directory.
         conditions: Description of a test task; "" if the tasks have names.
+        without_mean: Metrics whose mean over named tasks says nothing, as the tasks have different units.
     """
     table = Table("test", "", title=None, show_header=False)
     named = _named_tasks(directory / "per_task.csv")
@@ -58,7 +64,7 @@ def print_summary(metrics: Mapping[str, float], directory: Path, conditions: str
         table.add_row(f"{len(rest)} more tasks", "per_task.csv" + (f", {marked} with a mark" if marked else ""))
     if named:
         table.add_section()
-    for metric in averaged if named else ("accuracy", "mse"):
+    for metric in [metric for metric in averaged if metric not in without_mean] if named else ("accuracy", "mse"):
         if (score := metrics.get(f"test/{metric}")) is not None:
             half_width = ""
             if (interval := metrics.get(f"test/{metric}_ci95")) is not None:
@@ -78,6 +84,11 @@ def print_summary(metrics: Mapping[str, float], directory: Path, conditions: str
         table.add_row("all inner steps", "results.json")
     table.add_row("run directory", str(directory))
     Console(markup=False, emoji=False).print(table)  # names of tasks are text
+
+
+def without_mean(module: LightningModule) -> set[str]:
+    """Return the metrics of a trained module whose mean over tasks says nothing, as the tasks have different units."""
+    return in_different_units(module.spec) if isinstance(module, MultiTaskModule) else set()
 
 
 def _named_tasks(file: Path) -> list[dict[str, str]]:

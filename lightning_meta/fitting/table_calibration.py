@@ -14,7 +14,7 @@ from lightning_meta.fitting.checks import quiet_trainer
 from lightning_meta.fitting.conversion import keeping_weights
 from lightning_meta.fitting.quiet import quiet_lightning
 from lightning_meta.multitask.base import MultiTaskModule
-from lightning_meta.multitask.calibration import Measured, TableCalibration
+from lightning_meta.multitask.calibration import Measured, TableCalibration, fewest_labels
 from lightning_meta.multitask.records import TaskRecord
 from lightning_meta.run.naming import naming_arguments
 
@@ -26,7 +26,7 @@ class CalibratedTable(NamedTuple):
 
     Attributes:
         calibration: The calibration, from the validation split.
-        measured: Results of `TableCalibration.measure` on the test split, by task name.
+        measured: Results of `TableCalibration.measure` on the test split, by name of each calibrated task.
     """
 
     calibration: TableCalibration
@@ -39,7 +39,8 @@ def calibrate_table(
 ) -> CalibratedTable:
     """Calibrate a table model on validation rows: temperature, prediction sets, abstention and intervals.
 
-    Each task is calibrated separately, on the rows with its label. Targets with classes get a temperature, prediction
+    Each task is calibrated separately, on the rows with its label. Tasks with too few labels are left out, with a
+    warning: their predictions have no set or interval. Targets with classes get a temperature, prediction
     sets and an abstention threshold; numeric targets get prediction intervals::
 
         model = lm.load("runs/ladder_table/multi_head/0")
@@ -63,8 +64,8 @@ def calibrate_table(
         The calibration and the measured coverage.
 
     Raises:
-        UserError: The model was not trained on a table, `data` is another table or none, a task has too few validation
-            labels, or predictions are not finite.
+        UserError: The model was not trained on a table, `data` is another table or none, all tasks have too few
+            validation labels, or predictions are not finite.
     """
     with naming_arguments():
         share(0.9, coverage=coverage)
@@ -98,6 +99,14 @@ def calibrate_table_by(
         trainer.callbacks.remove(recorder)  # type: ignore[attr-defined]
     tasks = module.spec.tasks
     calibration = TableCalibration.of(coverage, tasks, recorder.records["val"])
+    if trainer.is_global_zero and (names := calibration.left_out):
+        shown = [f"{name!r} {len(recorder.records['val'][name].ids)}" for name in names]
+        _log.warning(
+            "calibration: %d of %d tasks have fewer than the %d validation labels that a coverage of %g needs, and are "
+            "left out, so their predictions have no set or interval: %s",
+            *(len(names), len(tasks), fewest_labels(coverage), coverage),
+            ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else ""),
+        )
     return CalibratedTable(calibration, calibration.measure(tasks, recorder.records["test"]))
 
 

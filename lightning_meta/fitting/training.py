@@ -24,7 +24,7 @@ from lightning_meta.fitting.precision_note import PrecisionNote
 from lightning_meta.fitting.progress_bar import progress_bar
 from lightning_meta.fitting.run_checks import check_parts, check_stages
 from lightning_meta.fitting.seeding import note_use_of_seed
-from lightning_meta.fitting.summary import print_summary, write_outcome
+from lightning_meta.fitting.summary import print_summary, without_mean, write_outcome
 from lightning_meta.loading import weights_error
 from lightning_meta.multitask.selection import with_best_steps
 from lightning_meta.nn.frozen import FeatureExtractor
@@ -239,7 +239,7 @@ class Training:
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbRunLogger):
                 logger.log_run(directory, metrics)
-        print_summary(metrics, directory, getattr(self.data, "test_conditions", ""))
+        print_summary(metrics, directory, getattr(self.data, "test_conditions", ""), without_mean(self.module))
 
 
 @contextmanager

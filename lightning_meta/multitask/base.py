@@ -30,6 +30,7 @@ from lightning_meta.modes import Mode
 from lightning_meta.module import Graph
 from lightning_meta.multitask.combining import drop_gradients, in_order
 from lightning_meta.multitask.graphed_steps import GraphedSteps
+from lightning_meta.multitask.recorded_predictions import predictions_of
 from lightning_meta.multitask.records import RecordTable, TaskRecords
 from lightning_meta.multitask.selection import BestSoFar, Improved, monitored, of_tasks
 from lightning_meta.multitask.step_features import StepFeatures
@@ -578,6 +579,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
                 "names": np.array(list(self.spec.tasks)),
                 "score": table.example_scores(self.spec.tasks).numpy(),
                 **{name: column.numpy() for name, column in table.columns.items()},
+                "prediction": predictions_of(table, self.spec.tasks).numpy(),
             },
             "per_task": rows_of_tasks(self.spec, tables, self.best.steps, shares),
         }
@@ -627,7 +629,8 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
             decimal: Decimal separator of a CSV file; by default as in training.
             calibration: Result of `lightning_meta.calibrate_table`; adds the columns `set(target)`, a tuple of labels,
                 and `abstained(target)` for targets with classes, whose `p(target=class)` then use the temperature, and
-                `lower(target)` and `upper(target)` for numbers.
+                `lower(target)` and `upper(target)` for numbers. A target that is not calibrated has none of them; rows
+                of such a task have None, or NaN for numbers.
 
         Returns:
             Columns with one value per row, for example for `pandas.DataFrame`. Under the name of each target, with its

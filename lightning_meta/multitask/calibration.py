@@ -125,15 +125,15 @@ class TableCalibration(NamedTuple):
 
     Attributes:
         coverage: Coverage 1 − α, in (0, 1).
-        tasks: The calibration of each task, by name.
+        tasks: The calibration of each task, by name; None for a task with fewer than `fewest_labels(coverage)` labels.
     """
 
     coverage: float
-    tasks: Mapping[str, LabelCalibration | NumberCalibration]
+    tasks: Mapping[str, LabelCalibration | NumberCalibration | None]
 
     @classmethod
     def of(cls, coverage: float, tasks: Mapping[str, Task], records: Mapping[str, TaskRecord]) -> TableCalibration:
-        """Calibrate each task on its labelled rows.
+        """Calibrate each task that has enough labels on its labelled rows.
 
         Args:
             coverage: Coverage 1 − α, in (0, 1).
@@ -141,19 +141,22 @@ class TableCalibration(NamedTuple):
             records: Predictions by task name, for rows that the model was not trained on.
 
         Raises:
-            UserError: A task has too few labels, or predictions are not finite.
+            UserError: All tasks have too few labels, or predictions are not finite.
         """
-        name = min(tasks, key=lambda name: len(records[name].ids))
+        name = max(tasks, key=lambda name: len(records[name].ids))
         least, count = fewest_labels(coverage), len(records[name].ids)
         if count < least:
             lower = f"give at most {math.floor(1000 * count / (count + 1)) / 1000:g}, or " if count else "give "
             raise UserError(
-                f"coverage: {coverage:g} needs {least} labels of each task in the validation split, and task {name!r} "
-                f"has {count}; {lower}more labelled rows"
+                f"coverage: {coverage:g} needs {least} labels of a task in the validation split, and task {name!r} "
+                f"has most with {count}; {lower}more labelled rows"
             )
-        found: dict[str, LabelCalibration | NumberCalibration] = {}
+        found: dict[str, LabelCalibration | NumberCalibration | None] = {}
         for name, task in tasks.items():
             record = records[name]
+            if len(record.ids) < least:
+                found[name] = None
+                continue
             if bad := int((~record.outputs.isfinite()).any(1).sum()):
                 raise UserError(
                     f"task {name!r}: predictions for {bad} of {len(record.ids)} validation rows are NaN or infinite, "
@@ -167,14 +170,19 @@ class TableCalibration(NamedTuple):
                 raise UserError(f"task {name!r}: {type(task).__name__} has no classes or numbers to calibrate")
         return cls(coverage, found)
 
+    @property
+    def left_out(self) -> list[str]:
+        """Names of the tasks with too few labels, whose predictions have no set or interval."""
+        return [name for name, calibration in self.tasks.items() if calibration is None]
+
     def measure(self, tasks: Mapping[str, Task], records: Mapping[str, TaskRecord]) -> dict[str, Measured]:
-        """Measure sets, intervals and abstention of each task, by name, on other labelled rows."""
+        """Measure sets, intervals and abstention of each calibrated task, by name, on other labelled rows."""
         measured = {}
         for name, task in tasks.items():
             calibration, record = self.tasks[name], records[name]
             if isinstance(calibration, LabelCalibration):
                 measured[name] = calibration.measure(class_logits(task, record.outputs), classes(record))
-            else:
+            elif calibration is not None:
                 assert isinstance(task, Regression)
                 measured[name] = calibration.measure(residuals(task, record))
         return measured

@@ -154,7 +154,7 @@ def _of_table(encoder: TableEncoder, table: TableSpec) -> dict[str, Any]:
     from pyarrow import csv
 
     return {
-        "numbers": [{"column": f.name, "offset": f.offset} for f in encoder.numbers],
+        "numbers": [{"column": f.name, "offset": f.offset, "boolean": f.boolean} for f in encoder.numbers],
         "texts": [{"column": f.name, "texts": list(f.texts), "of_numbers": f.of_numbers} for f in encoder.texts],
         "missing": list(csv.ConvertOptions().null_values),
         "delimiter": table.delimiter or ",",

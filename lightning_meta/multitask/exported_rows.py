@@ -23,6 +23,7 @@ MISSING, UNSEEN = -1, -2
 """Codes of a missing text, and of a text that no training row has."""
 WHOLE = re.compile(r"[+-]?[0-9]+")
 SWAPPED = str.maketrans(",.", ".,")
+BOOLEANS = {"false": 0.0, "true": 1.0}
 
 
 def inputs_of(rows: Iterable[Mapping[str, str | None]], about: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -76,6 +77,8 @@ def _number(row: Mapping[str, str | None], place: str, column: Mapping[str, Any]
     text = _cell(row, place, column["column"], about)
     if not text:
         return math.nan
+    if column.get("boolean") and text.casefold() in BOOLEANS:
+        return BOOLEANS[text.casefold()]
     if WHOLE.fullmatch(text):  # subtract as integers: float64 would round large ones
         return float(int(text) - column["offset"])
     value = _as_float(text, about)
@@ -93,6 +96,8 @@ def _code(
 ) -> int:
     """The code of the text in a cell: its index in the texts of the column, `UNSEEN` or `MISSING`."""
     text = _cell(row, place, column["column"], about)
+    if column["of_numbers"] and text.casefold() in BOOLEANS and indices.keys() <= {"0", "1"}:
+        return indices.get(f"{BOOLEANS[text.casefold()]:.0f}", UNSEEN)
     if text and column["of_numbers"]:  # equal numbers, such as 1, 1.0 and 01, are the same text
         value = _as_float(text, about)
         if WHOLE.fullmatch(text):

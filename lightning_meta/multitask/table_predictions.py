@@ -217,9 +217,19 @@ def _by_row(
     tasks: Mapping[str, Task],
     outputs: Mapping[str, Tensor],
     rows: Rows,
-    calibrations: Mapping[str, LabelCalibration | NumberCalibration],
+    calibrations: Mapping[str, LabelCalibration | NumberCalibration | None],
 ) -> Predictions:
-    """The columns of the only target, in which each row is predicted by its own task."""
+    """The columns of the only target, in which each row is predicted by its own task.
+
+    Rows of a task that is not calibrated have no set and do not say whether the model abstains, None, or have the
+    interval NaN.
+    """
     parts = [columns_for(target, tasks[name], y, calibrations.get(name)) for name, y in outputs.items()]
     order = torch.cat(list(rows.of_task.values())).argsort().numpy()
-    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+    most = max(parts, key=len)
+    empty = {name: np.nan if column.dtype.kind == "f" else None for name, column in most.items()}
+    cells = {
+        name: [part.get(name, np.full(len(y), missing)) for part, y in zip(parts, outputs.values(), strict=True)]
+        for name, missing in empty.items()
+    }
+    return {name: np.concatenate(columns)[order] for name, columns in cells.items()}

@@ -154,6 +154,18 @@ def rows_of_tasks(
     return rows
 
 
+def in_different_units(spec: TasksSpec) -> set[str]:
+    """The metrics that are in the units of targets whose units differ or are not stated, so that a mean says nothing.
+
+    The tasks of a task column have the same target. Nothing is known of the units of sources other than a table.
+    """
+    if spec.table is None or spec.table.task_column:
+        return set()
+    units = [target.unit for target in spec.table.targets if target.name in spec.tasks and not target.classes]
+    comparable = len(units) < 2 or (len(set(units)) == 1 and units[0] != "")
+    return set() if comparable else {"mae", "rmse"}
+
+
 def check_same_tasks(own: TasksSpec, given: TasksSpec) -> None:
     """Refuse tasks other than those of the module.
 

@@ -18,7 +18,12 @@ from lightning_meta.modes import Mode, contradiction, mode_of
 from lightning_meta.run.best import BestScore
 from lightning_meta.run.checksums import damage
 from lightning_meta.run.logger import RunLogger
-from lightning_meta.run.monitors import check_modes, check_task_mode, logged_in_validation
+from lightning_meta.run.monitors import (
+    check_defined,
+    check_modes,
+    check_task_mode,
+    logged_in_validation,
+)
 from lightning_meta.run.randomness import random_state, restore_random_state
 
 _STEPPED = "_batches_that_stepped"  # in the state of Lightning's loop, which has no other way to ask for the count
@@ -96,6 +101,7 @@ class RunCheckpoint(Callback):
         check_modes(trainer)
         if self.monitor is not None:
             check_task_mode(pl_module, self.monitor, self.mode)
+            check_defined(trainer, self.monitor)
         if trainer.global_step == 0:  # what a run to resume holds is read after this
             self.best, self._seconds_before = BestScore(self.mode), 0.0
 

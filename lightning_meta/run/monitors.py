@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from lightning_meta.data import MultiTaskDataModule
+from lightning_meta.data.undefined_scores import without_score
 from lightning_meta.errors import UserError
 from lightning_meta.modes import check_mode
 
@@ -71,3 +73,21 @@ def _monitors(trainer: Trainer) -> Iterator[tuple[str, str]]:
     for config in trainer.lr_scheduler_configs:
         if config.reduce_on_plateau and config.strict:
             yield "model.lr_scheduler", str(config.monitor or "")
+
+
+def check_defined(trainer: Trainer, monitor: str) -> None:
+    """Refuse to monitor a score that no validation can have.
+
+    Raises:
+        UserError: All validation labels of each of its tasks are equal.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, MultiTaskDataModule) or data.spec is None:
+        return
+    names = without_score(monitor, data.spec.tasks, data.undefined_scores.get("val", []))
+    if names:
+        shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise UserError(
+            f"checkpoint.monitor: {monitor} is undefined, as the validation rows of {shown} have a single "
+            "label or number; use more data or another division, or monitor val/loss"
+        )

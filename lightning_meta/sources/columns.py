@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 EXACT = {"halffloat": 2.0**11, "float": 2.0**24, "double": 2.0**53}
 """Magnitude from which a floating-point type cannot distinguish all whole numbers, by Arrow's name of the type."""
 WHOLE = re.compile(r"[+-]?[0-9]+")
+BOOLEANS = {"false": "0", "true": "1"}
+"""Texts of booleans in CSV files, in lower case, and their numbers in other files."""
+NUMBER_WITH_UNIT = re.compile(r"((?:[A-Z]{3} |[^\w\s+.,-]\s?)?)([+-]?\d[\d.,]*)(\s?(?:[^\W\d_]|[%°/²³\"'])*)")
+"""A number and its unit: a currency before it, or letters or a sign after it. Names such as Q1 are not numbers."""
 SWAPPED = str.maketrans(",.", ".,")
 
 
@@ -249,23 +253,56 @@ class Column:
             return self._texts
         return self.coded if self.as_text is None else _coded(self.as_text())
 
-    def texts(self, of_numbers: bool) -> Coded:
+    def texts(self, of_numbers: bool, training: Collection[str]) -> Coded:
         """Return the cells as text that can be compared with the texts of the training column.
+
+        Booleans are text in CSV files and 0 and 1 in other files; either is converted to the other.
 
         Args:
             of_numbers: Whether the training column held numbers, so that equal numbers have the same text.
+            training: Texts of the training column.
 
         Raises:
-            UserError: The column holds booleans, which are text in CSV files and numbers in other files, but the
-                training column held text.
+            UserError: The column holds booleans, and the training column held other text.
         """
         if of_numbers and self.first_text is None:
             return self.coded
+        if of_numbers and self._spells_booleans and {"0", "1"}.issuperset(training):
+            return self.spelled.changed(str(int(text.casefold() == "true")) for text in self.spelled.texts)
         if of_numbers:
             return self.spelled.changed(map(self._number_as_text, self.spelled.texts))
+        spelled = {text.casefold(): text for text in training}
+        if len(spelled) == len(training) and BOOLEANS.keys() >= spelled.keys():
+            if self.boolean:
+                names = {number: spelled.get(word, word) for word, number in BOOLEANS.items()}
+                return self.coded.changed(names[text] for text in self.coded.texts)
+            return self.spelled.changed(spelled.get(text.casefold(), text) for text in self.spelled.texts)
         if self.boolean:
-            raise UserError(f"{self.where} holds booleans, but text in training; use the texts of the training table")
+            some = ", ".join(map(repr, sorted(training)[:5])) + (", ..." if len(training) > 5 else "")
+            raise UserError(f"{self.where} holds booleans, but in training the texts {some}; use these texts")
         return self.spelled
+
+    @property
+    def _spells_booleans(self) -> bool:
+        """Whether this is text, and every text is true or false in any case."""
+        return self._cells is None and all(text.casefold() in BOOLEANS for text in self._texts.texts)
+
+    @property
+    def flags(self) -> Column:
+        """The column with the texts true and false as 1 and 0, as if the file stored booleans; others are unchanged."""
+        import pyarrow
+
+        if not self._spells_booleans:
+            return self
+        texts, codes = self._texts
+        values = np.array([*(text.casefold() == "true" for text in texts), False])[codes]
+        return Column(self.where, pyarrow.chunked_array([pyarrow.array(values, mask=codes < 0)]), line_of=self.line_of)
+
+    def labels_like(self, classes: Collection[str] | None) -> Coded:
+        """Return `coded`, with booleans as False and True, as in a CSV file, unless the stated classes are 0 and 1."""
+        if not self.boolean or {"0", "1"}.issuperset(classes or "?"):
+            return self.coded
+        return self.coded.changed("True" if text == "1" else "False" for text in self.coded.texts)
 
     @property
     def boolean(self) -> bool:
@@ -280,10 +317,14 @@ class Column:
 
     @property
     def hint(self) -> str:
-        """Advice for a CSV column of text that would be numbers with another decimal mark or without a mark of
-        thousands; "" for other columns.
+        """Advice for a column of text that would be numbers without their unit, or in a CSV file with another decimal
+        mark or without a mark of thousands; "" for other columns.
         """
-        if self.as_text is None or self.first_text is None:
+        if self.first_text is None:
+            return ""
+        if (unit := self._unit) is not None:
+            return f"; all values are numbers with {unit!r}: for a number, remove {unit!r} from the column"
+        if self.as_text is None:
             return ""
         own, other, texts = self.decimal, "." if self.decimal == "," else ",", self._texts.texts
         with_other_mark = Column(self.where, self.array, decimal=other)
@@ -301,6 +342,17 @@ class Column:
         if all(with_other_mark._is_number(text) or _has_thousands(text, own, other) for text in texts):
             return f"; {own!r} seems to separate thousands: remove it from the file, and set decimal={other!r}"
         return ""
+
+    @property
+    def _unit(self) -> str | None:
+        """The same unit after or before all numbers, such as % in 12% or $ in $12; None for other texts."""
+        found = [NUMBER_WITH_UNIT.fullmatch(text) for text in self._texts.texts]
+        parts = [match.groups() for match in found if match is not None]
+        units = {(before, after) for before, _, after in parts}
+        if len(parts) < max(2, len(found)) or len(units) > 1 or not all(self._is_number(n) for _, n, _ in parts):
+            return None
+        ((before, after),) = units
+        return (before or after).strip() if bool(before) != bool(after) else None
 
     @property
     def grouped(self) -> str | None:
@@ -391,6 +443,11 @@ def _coded(array: pyarrow.ChunkedArray) -> Coded:
     """Encode cells without leading and trailing white space; an empty cell is missing."""
     from pyarrow import chunked_array, compute, string, types
 
+    kind = array.type.value_type if types.is_dictionary(array.type) else array.type
+    if types.is_dictionary(array.type) and types.is_temporal(kind):
+        array = array.cast(kind)
+    if types.is_timestamp(kind) and kind.tz is not None:
+        array = array.cast(_in_utc(kind))
     if not types.is_dictionary(array.type):
         array = array.cast(string()).dictionary_encode()
     chunks = array.unify_dictionaries().chunks
@@ -398,4 +455,23 @@ def _coded(array: pyarrow.ChunkedArray) -> Coded:
     words = chunks[0].dictionary.cast(string())
     occurs = np.bincount(codes + 1, minlength=len(words) + 1)[1:] > 0  # a DataFrame may have unused categories
     trimmed = compute.utf8_trim_whitespace(words).to_pylist()
+    if types.is_timestamp(kind) or types.is_time(kind):
+        trimmed = list(map(_time_text, trimmed))
     return Coded(trimmed, codes).changed(t if used else None for t, used in zip(trimmed, occurs, strict=True))
+
+
+def _in_utc(kind: pyarrow.TimestampType) -> pyarrow.TimestampType:
+    import pyarrow
+
+    return pyarrow.timestamp(kind.unit, "UTC")
+
+
+def _time_text(text: str) -> str:
+    """Return a time as text that does not depend on its unit in the file, without zeros after its seconds.
+
+    Midnight without a time zone is the date alone, as in CSV files of dates.
+    """
+    time, zone = (text[:-1], "+00:00") if text.endswith("Z") else (text, "")
+    if "." in time:
+        time = time.rstrip("0").rstrip(".")
+    return f"{time}{zone}" if zone else time.removesuffix(" 00:00:00")

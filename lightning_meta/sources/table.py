@@ -66,8 +66,10 @@ class Table(TaskSource):
     features are one-hot encoded, with one input for each text in the training rows; a missing text, or one that does
     not occur there, is 0 in all of them. With `categories: codes`, each becomes a single input, which
     `nn.TabularMLP` embeds: 0 for a text that does not occur in the training rows, 1 for a missing text, and 2, 3, ...
-    for the others in sorted order. Booleans of Parquet files are numbers, 0 or 1, and their dates are text such as
-    2026-01-31; in CSV files both are text.
+    for the others in sorted order. Booleans of Parquet files are numbers, 0 or 1; their dates and times are text such
+    as 2026-01-31 and 2026-01-31 14:05:00, whatever the unit in the file, and those with a time zone are in UTC. In CSV
+    files all of them are text. A model trained on either predicts rows of the other. The labels of a
+    boolean target are False and True.
 
     Whole numbers keep all digits, whether they are targets, IDs of tasks and groups, or labels.
 
@@ -111,7 +113,7 @@ class Table(TaskSource):
             or a date.
         missing_indicators: Whether each feature with missing values in training gets an additional input, which is 1
             for missing values.
-        time_column: Name of a column with numbers or dates by which rows are divided.
+        time_column: Name of a column with numbers or dates by which rows are divided; all dates are in one time zone.
         leave_out: Names of columns that are not features, such as other targets, names and notes.
         weights: Name of a column with the weights of rows, at least 0, which is then not a feature. They multiply the
             losses of rows in training, validation and test; metrics are not weighted. They are scaled so that their
@@ -210,6 +212,25 @@ class Table(TaskSource):
             task_set = TaskSet(x, targets, places)
             sets[split] = task_set if weights is None else with_weights(task_set, weights[index])
         return sets if weights is None else with_mean_1(sets)
+
+    def file_rows(self, split: Split) -> dict[str, NDArray[np.int64]]:
+        """Return the rows of the file that are the examples of each task in a split.
+
+        Example i of a task is row `file_rows(split)[task][i]` of the file, so these are also the rows of the `id` in
+        `predictions.npz`.
+
+        Args:
+            split: Name of the split: `train`, `val` or `test`.
+
+        Returns:
+            Numbers of rows by name of the task, `(n_i,)`, counted from 0 without the header; rows without a label of
+            the task are left out.
+        """
+        one_of("split", split, Split)
+        rows = self._rows_in(split)
+        if self.task_column is None:
+            return {name: rows[""][~self._columns[name].missing[rows[""]]] for name in self.targets}
+        return rows
 
     def _rows_in(self, split: Split) -> dict[str, NDArray[np.int64]]:
         """Return the rows of a split by task; without a `task_column`, all rows under ""."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from lightning_meta.batches import SPLITS
 from lightning_meta.sources.columns import Coded, Column
 
-DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?)?")
-"""Dates whose alphabetical order is their order in time."""
+DATE = re.compile(r"(\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?=$|[Z+-]))?)(|Z|[+-]\d{2}(?::?\d{2})?)")
+"""Dates, whose alphabetical order is their order in time, and the time zone, which must be the same in all rows."""
 CHUNK = 4096  # number of rows hashed at once
 
 
@@ -140,7 +140,7 @@ def by_time(column: Column, rows: NDArray[np.int_], fractions: Sequence[float]) 
     """Divide rows by time: the earliest for training, the latest for the test; rows with equal times share a split.
 
     Args:
-        column: Column of numbers, or of dates such as 2026-01-31 or 2026-01-31 14:05.
+        column: Column of numbers, or of dates such as 2026-01-31, 2026-01-31 14:05 or 2026-01-31T14:05:00Z.
         rows: Rows to divide, `(m,)`.
         fractions: Shares of train, val and test.
 
@@ -148,8 +148,9 @@ def by_time(column: Column, rows: NDArray[np.int_], fractions: Sequence[float]) 
         Split of each of the rows, `(m,)`.
 
     Raises:
-        UserError: A text is not a date.
+        UserError: A text is not a date, or the time zones differ.
     """
+    times: NDArray[np.float64] | NDArray[np.str_]
     if column.first_text is None:
         times = column.centred[rows]
     else:
@@ -159,11 +160,25 @@ def by_time(column: Column, rows: NDArray[np.int_], fractions: Sequence[float]) 
             row = int(rows[wrong.argmax()])
             expected = "expected a number, or a date such as 2026-01-31 or 2026-01-31 14:05"
             raise column.wrong(row, f"{expected}; write dates in this order, year, month and day, in the file")
-        times = np.array([text.replace("T", " ") for text in dates.texts])[dates.codes[rows]]
+        times = _without_zone(column, rows)[dates.codes[rows]]
     earlier = np.searchsorted(np.sort(times), times) / max(len(rows), 1)  # share of the rows with an earlier time
     bounds = np.cumsum(fractions)[:2] - 1e-9
     named: NDArray[np.str_] = np.array(SPLITS)[(earlier[:, None] >= bounds).sum(1)]
     return named
+
+
+def _without_zone(column: Column, rows: NDArray[np.int_]) -> NDArray[np.str_]:
+    """Return the distinct dates of a column without their time zone, which must be the same in the given rows."""
+    dates = column.spelled
+    parts = [DATE.fullmatch(text) for text in dates.texts]
+    zones = ["+00:00" if part is not None and part[2] == "Z" else part[2] if part else "" for part in parts]
+    codes = dates.codes[rows]
+    other = np.array([zone != zones[codes[0]] for zone in zones])[codes] if len(rows) else np.zeros(0, bool)
+    if other.any():
+        row = int(rows[other.argmax()])
+        problem = f"its time zone is not that of {column.shown(int(rows[0]))}; write all times in one zone, such as UTC"
+        raise column.wrong(row, problem)
+    return np.array([part[1].replace("T", " ") if part else "" for part in parts])
 
 
 def twins(units: NDArray[np.bytes_], split_of: NDArray[np.str_]) -> int:

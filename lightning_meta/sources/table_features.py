@@ -65,7 +65,8 @@ def learn_features(
             coded = categories == "codes"  # these need no indicator, as one code means missing
             features.append(TextFeature(name, texts, column.first_text is None, indicator and not coded, coded, missed))
         else:
-            features.append(replace(_number(name, column, train, indicator, scaling), missed=missed))
+            number = _number(name, column, train, indicator, scaling)
+            features.append(replace(number, missed=missed, boolean=column.boolean))
             if (advice := column.grouped) is not None:
                 say(_log, logging.WARNING, "%s: %s", column.where, advice)
     if constant := [f.name for f in features if isinstance(f, NumberFeature) and f.constant]:
@@ -170,6 +171,7 @@ TOO_LARGE = "after scaling it is larger than float32 can hold; correct it, or le
 
 def _numbers(column: Column, feature: NumberFeature) -> NDArray[np.float64]:
     """Return the numbers minus the offset, `(n,)`, NaN where missing; all are checked to be finite after scaling."""
+    column = column.flags if feature.boolean else column
     numbers = column.less(feature.offset)  # raises for text, even if the feature is constant
     if feature.constant or column.missing.all():
         return numbers
@@ -202,5 +204,5 @@ def _texts(column: Column, train: NDArray[np.bool_], stated: bool, max_categorie
 def _places(column: Column, feature: TextFeature) -> NDArray[np.int64]:
     """Return the index of each row's text among the texts of the feature, `(n,)`; -1 if it is unseen or missing."""
     index_of = {text: i for i, text in enumerate(feature.texts)}
-    texts, codes = column.texts(feature.of_numbers)
+    texts, codes = column.texts(feature.of_numbers, feature.texts)
     return np.array([*(index_of.get(text, -1) for text in texts), -1])[codes]

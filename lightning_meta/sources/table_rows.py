@@ -114,7 +114,7 @@ def _notes(spec: TableSpec, columns: Mapping[str, Column]) -> Iterator[str]:
             else:
                 yield f"{where}; {'as in training, ' if feature.missed else ''}they are treated as {meaning}"
         if isinstance(feature, TextFeature) and (unseen := _not_in(feature, column)).any():
-            row, (texts, codes) = int(unseen.argmax()), column.texts(feature.of_numbers)
+            row, (texts, codes) = int(unseen.argmax()), column.texts(feature.of_numbers, feature.texts)
             unseen_texts = [texts[code] for code in dict.fromkeys(codes[unseen].tolist())]
             others = f" (and {len(unseen_texts) - 1} more texts)" if unseen_texts[1:] else ""
             yield (
@@ -141,7 +141,7 @@ def _coded(feature: NumberFeature | TextFeature) -> bool:
 
 def _not_in(feature: TextFeature, column: Column) -> NDArray[np.bool_]:
     training_texts = set(feature.texts)
-    texts, codes = column.texts(feature.of_numbers)
+    texts, codes = column.texts(feature.of_numbers, feature.texts)
     return np.array([*(text not in training_texts for text in texts), False])[codes]
 
 
@@ -149,7 +149,7 @@ def _of_tasks(spec: TableSpec, tasks: Sequence[str], columns: Mapping[str, Colum
     if not spec.task_column:
         return {name: torch.arange(count) for name in tasks}
     column = columns[spec.task_column].complete()
-    coded, task_names = column.texts(spec.task_of_numbers), set(tasks)
+    coded, task_names = column.texts(spec.task_of_numbers, tasks), set(tasks)
     if (row := coded.first(lambda name: name not in task_names)) is not None:
         raise column.wrong(row, f"the model has no such task; it has {some_of(map(repr, tasks))}")
     order = dict.fromkeys(coded.codes.tolist())  # tasks in the order of their first rows

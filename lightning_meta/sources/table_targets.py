@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -102,15 +103,20 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
         return kind, []
     if target.unit is not None:
         raise UserError(f"{column.where} holds labels, which have no unit, got {target.unit!r}; leave it out")
-    classes = [str(label) for label in target.classes] if target.classes is not None else column.classes()
+    stated = None if target.classes is None else [str(label) for label in target.classes]
+    labels = column.labels_like(stated)
+    classes = stated or (sorted(labels.texts) if column.boolean else column.classes())
     if len(classes) < 2:
         raise _nothing_to_learn(column)
     if kind == "binary" and len(classes) != 2:
         content = f"{len(classes)} different values ({', '.join(map(repr, classes[:5]))})"
         instead = "multiclass" if column.first_text is not None else "regression, or multiclass if they are labels"
         raise UserError(f"{column.where} has {content}, expected two for binary; state {instead}")
-    if (row := column.coded.first(lambda label: label not in classes)) is not None:
-        raise column.wrong(row, f"the label is out of range, expected one of {', '.join(map(repr, classes[:10]))}")
+    if (row := labels.first(lambda label: label not in classes)) is not None:
+        in_yaml = any(isinstance(label, bool) for label in target.classes or ())
+        hint = "; quote no and yes in YAML, where they are booleans" if in_yaml else ""
+        expected = ", ".join(map(repr, classes[:10]))
+        raise column.wrong(row, f"the label is out of range, expected one of {expected}{hint}")
     return kind, classes
 
 
@@ -141,7 +147,8 @@ def yes_by_order(name: str, target: Target, classes: Sequence[str]) -> str | Non
     if target.classes is not None or usual:
         return None
     no, yes = classes
-    return f"target {name!r}: yes is {yes!r} and no is {no!r}, in sorted order; `classes: [no, yes]` changes it"
+    swapped = json.dumps([yes, no], ensure_ascii=False)
+    return f"target {name!r}: yes is {yes!r} and no is {no!r}, in sorted order; `classes: {swapped}` swaps them"
 
 
 def _holds_two(column: Column) -> bool:
@@ -187,5 +194,5 @@ def encoded(column: Column, kind: Kind, classes: list[str]) -> Tensor:
         exact = whole is not None and bool((np.abs(column.numbers[~column.missing]) < MOST).all())
         return torch.from_numpy(whole.astype(np.int64) if exact and whole is not None else column.numbers).unsqueeze(1)
     number_of = {label: i for i, label in enumerate(classes)}
-    labels, codes = column.coded
+    labels, codes = column.labels_like(classes)
     return torch.from_numpy(np.array([*(number_of.get(label, -1) for label in labels), -1])[codes])

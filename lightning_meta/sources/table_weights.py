@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lightning_meta.batches import Split
 from lightning_meta.data.task_set import TaskSet
-from lightning_meta.errors import UserError
 from lightning_meta.sources.columns import Column
 
 
@@ -39,15 +38,11 @@ def with_weights(data: TaskSet, weights: Tensor) -> TaskSet:
 def with_mean_1(sets: Mapping[Split, TaskSet]) -> dict[Split, TaskSet]:
     """Divide the weights of each task, in all splits, by their mean over the training rows of the task.
 
-    Raises:
-        UserError: The training rows of a task all have the weight 0.
+    Weights that are all 0 in the training rows of a task stay so; the data module refuses them if the task is used.
     """
     weights = {split: data.weights or {} for split, data in sets.items()}
     means = {name: of_task.mean() for name, of_task in weights["train"].items() if len(of_task)}
-    if zero := [name for name, mean in means.items() if not mean > 0]:
-        raise UserError(
-            f"Table weights: all training rows of {zero[0]!r} have the weight 0; leave it out, or change the weights"
-        )
+    means = {name: mean for name, mean in means.items() if mean > 0}
     return {
         split: replace(data, weights={n: w / means[n] if n in means else w for n, w in weights[split].items()})
         for split, data in sets.items()

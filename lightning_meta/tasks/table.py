@@ -32,6 +32,7 @@ class NumberFeature:
             standardised columns.
         normal: Whether Φ⁻¹ is applied to the share, so that training inputs are normally distributed.
         missed: Whether a training row misses the number; None in checkpoints of earlier versions.
+        boolean: Whether the column held booleans, so that the texts true and false are 1 and 0.
     """
 
     name: str
@@ -43,10 +44,11 @@ class NumberFeature:
     quantiles: Sequence[float] = ()
     normal: bool = False
     missed: bool | None = field(default=None, compare=False)  # it changes no input
+    boolean: bool = False
 
     def __post_init__(self) -> None:
         kinds = {"mean": float, "scale": float, "offset": int, "constant": bool, "indicator": bool, "normal": bool}
-        _check_types(self, name=str, **kinds)
+        _check_types(self, name=str, boolean=bool, **kinds)
         _check_missed(self)
         object.__setattr__(self, "quantiles", _ascending(self.name, self.quantiles))
         if not (isfinite(self.mean) and isfinite(self.scale) and self.scale > 0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import lightning
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import lightning_meta as lm
 from lightning_meta.batches import SPLITS, Examples, Split
 from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule, Pool
 from lightning_meta.data.source import Source, TaskSource
@@ -19,6 +21,7 @@ from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
 from lightning_meta.multitask import MultiHead
+from lightning_meta.run import RunCheckpoint
 from lightning_meta.sources import Sinusoid
 from lightning_meta.tasks import Binary, Classification, Multilabel, Regression, Task
 from tests.multitask.toys import SIZES, TASKS, Given, Toys, backbone, trainer
@@ -246,6 +249,43 @@ def test_a_task_with_a_single_label_in_training_is_named(caplog: pytest.LogCaptu
     (said,) = [message for message in caplog.messages if message.startswith("targets: ")]
     assert "1 of 2 tasks have a single label or number in training" in said
     assert "('b')" in said
+
+
+def test_a_task_with_a_single_class_in_validation_is_named_before_training(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    tasks: dict[str, Task] = {name: Binary("auroc") for name in TWO}
+    both, none = (LABELS > 0).long(), torch.zeros_like(LABELS)
+    labels = {"train": {"a": both, "b": both}, "val": {"a": both, "b": none}, "test": {"a": both, "b": both}}
+    data = MultiTaskDataModule(Given(tasks, sets_of(TWO, **labels)), batches_per_epoch=2)
+    lm.fit(MultiHead(backbone()), data, name="one", runs=tmp_path, max_epochs=1)
+    (said,) = [message for message in caplog.messages if message.startswith("scores: ")]
+    assert "1 of 2 tasks have a single label or number in the val split" in said
+    assert "'b' auroc" in said
+    labels["val"]["a"] = none
+    data = MultiTaskDataModule(Given(tasks, sets_of(TWO, **labels)), batches_per_epoch=2)
+    message = r"val/score is undefined, as the validation rows of 'a', 'b' have a single label.*or monitor val/loss"
+    with pytest.raises(UserError, match=message):
+        lm.fit(MultiHead(backbone()), data, name="none", runs=tmp_path, max_epochs=1)
+    data = MultiTaskDataModule(Given(tasks, sets_of(TWO, **labels)), batches_per_epoch=2)
+    by_loss = RunCheckpoint(monitor="val/loss")
+    lm.fit(MultiHead(backbone()), data, name="loss", runs=tmp_path, max_epochs=1, checkpoint=by_loss)
+
+
+def test_a_class_without_a_training_example_is_named(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    tasks: dict[str, Task] = {name: Classification(3) for name in TWO}
+    ready(Given(tasks, sets_of(TWO, train={"a": LABELS, "b": LABELS.clamp(max=1)})))
+    (said,) = [message for message in caplog.messages if message.startswith("classes: ")]
+    assert said.startswith("classes: no training example has class 2 of 'b', so the model cannot")
+    caplog.clear()
+    rows = [f"{i},{'ABC'[i % 3 if i > 40 else i % 2]},{'train' if i <= 40 else SPLITS[1 + i % 2]}" for i in range(80)]
+    tmp_path.joinpath("t.csv").write_text("\n".join(["x,p,split", *rows]) + "\n")
+    ready(lm.sources.Table(tmp_path / "t.csv", {"p": "multiclass"}, split_column="split"))
+    (said,) = [message for message in caplog.messages if message.startswith("classes: ")]
+    assert said.startswith("classes: no training example has class 'C' of 'p', so the model cannot")
+    caplog.clear()
+    ready(Given(tasks, sets_of(TWO)))
+    assert "classes: " not in caplog.text
 
 
 def test_a_task_of_one_test_example_does_not_count_in_the_mean() -> None:

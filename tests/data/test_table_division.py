@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 import lightning_meta as lm
 from lightning_meta.batches import SPLITS
@@ -137,6 +139,36 @@ def test_by_time_the_earliest_rows_are_for_training(tmp_path: Path, dates: bool)
         rows = [{**row, "when": "1.2.2026"} for row in rows]
         with pytest.raises(lm.UserError, match=expected):
             Table(write(tmp_path / "t.csv", rows), {"y": None}, time_column="when").sets()
+
+
+@pytest.mark.parametrize("zone", ["Z", "+01:00", "-0530", "+01"])
+def test_by_time_all_rows_may_have_one_time_zone(tmp_path: Path, zone: str) -> None:
+    times = [f"2026-01-{1 + i // 10:02d}T{i % 10:02d}:30:00" for i in range(200)]
+    rows: Rows = [{"x": i * 7 % 200, "when": f"{time}{zone}", "y": i * 0.5} for i, time in enumerate(times)]
+    source = Table(write(tmp_path / "t.csv", rows), {"y": None}, time_column="when")
+    plain: Rows = [{**row, "when": time} for row, time in zip(rows, times, strict=True)]
+    without = Table(write(tmp_path / "plain.csv", plain), {"y": None}, time_column="when")
+    for split in SPLITS:
+        assert source.file_rows(split)["y"].tolist() == without.file_rows(split)["y"].tolist()
+    rows[4]["when"] = f"{times[4]}+03:00"
+    message = r"row 5 \(line 6 of the file\) is '.*\+03:00': its time zone is not that of '.*'; write all times in one"
+    with pytest.raises(lm.UserError, match=message):
+        Table(write(tmp_path / "t.csv", rows), {"y": None}, time_column="when").sets()
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
+def test_the_times_of_a_parquet_file_divide_its_rows_whatever_their_zone(tmp_path: Path, zone: str | None) -> None:
+    """The clock is set back in Berlin among these hours, so local times are not in order."""
+    times = pyarrow.array(np.datetime64("2026-10-24T20:00:00", "s") + 1800 * np.arange(100)).cast("timestamp[us]")
+    columns = {
+        "x": list(range(100)),
+        "when": times.cast(pyarrow.timestamp("us", zone)),
+        "y": [i * 0.5 for i in range(100)],
+    }
+    parquet.write_table(pyarrow.table(columns), path := tmp_path / "t.parquet")
+    source = Table(path, {"y": None}, ["x"], time_column="when")
+    rows = [source.file_rows(split)["y"].tolist() for split in SPLITS]
+    assert rows == [list(range(60)), list(range(60, 80)), list(range(80, 100))]
 
 
 def test_a_division_of_the_user_s_that_separates_twins_is_told(

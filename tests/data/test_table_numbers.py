@@ -206,6 +206,25 @@ def test_dates_are_text_and_booleans_numbers(tmp_path: Path) -> None:
     assert Table(path, {"y": "regression"}, ["flag"]).input_names == ["flag"]
 
 
+@pytest.mark.parametrize("zone", [None, "UTC"])
+def test_the_text_of_a_time_does_not_depend_on_its_unit(tmp_path: Path, zone: str | None) -> None:
+    times = np.datetime64("2026-01-31T12:00:00", "s") + 6 * 3600 * (np.arange(60) % 4)  # the third is midnight
+    inputs = []
+    for unit in ("s", "ms", "us", "ns"):
+        column = pyarrow.array(times).cast(pyarrow.timestamp(unit)).cast(pyarrow.timestamp(unit, zone))
+        columns = {"when": column, "n": list(range(60)), "y": [i / 3 for i in range(60)]}
+        parquet.write_table(pyarrow.table(columns), path := tmp_path / f"{unit}.parquet")
+        inputs.append(Table(path, {"y": "regression"}).input_names)
+        clock = pyarrow.table({**columns, "when": pyarrow.array(times).cast("time64[ns]")})
+        parquet.write_table(clock, path := tmp_path / "clock.parquet")
+        assert Table(path, {"y": "regression"}).input_names[2] == "when=12:00:00"  # after 00:00:00 and 06:00:00
+    texts = ["2026-01-31 12:00:00", "2026-01-31 18:00:00", "2026-02-01", "2026-02-01 06:00:00"]
+    if zone is not None:
+        texts = [f"{text}{' 00:00:00' * (len(text) == 10)}+00:00" for text in texts]
+    assert inputs[0] == [*(f"when={text}" for text in texts), "n"]
+    assert inputs == [inputs[0]] * 4
+
+
 def test_an_accelerator_without_float64_takes_what_float32_can_hold(tmp_path: Path) -> None:
     path = write(
         tmp_path, "csv", a=range(60), y=[1_700_000_000.25 + i for i in range(60)], z=[0.1 * i for i in range(60)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
+import yaml
+from pyarrow import csv as csv_files
 from pyarrow import parquet
 from sklearn.preprocessing import QuantileTransformer
 
@@ -233,6 +236,50 @@ def test_numbers_whose_decimals_may_be_thousands_are_named(
         assert said in caplog.text
 
 
+def test_classes_that_yaml_reads_as_booleans_are_refused_with_the_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["x,ok", *(f"{i},{'yes' if i % 3 else 'no'}" for i in range(60))]) + "\n")
+    with pytest.raises(UserError, match="expected one of 'False', 'True'; quote no and yes in YAML"):
+        Table(path, {"ok": Target("binary", classes=[False, True])}).tasks()
+    source = {"class_path": "lightning_meta.sources.Table", "init_args": {"path": str(path), "targets": "TARGETS"}}
+    data = {"class_path": "lightning_meta.MultiTaskDataModule", "init_args": {"source": source}}
+    config = yaml.safe_dump({"model": {"class_path": "lightning_meta.Linear"}, "data": data})
+    file = tmp_path / "config.yaml"
+    file.write_text(config.replace("TARGETS", "{ok: {kind: binary, classes: [no, yes]}}"))
+    assert main(["fit", "--config", str(file), "--print_config"]) == 2
+    said = capsys.readouterr().err
+    assert "got False (in YAML, quote no, yes, off and on, which are booleans)" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        *(("{}%", "%"), ("{} kg", "kg"), ("{}m²", "m²"), ("$ {}", "$"), ("EUR {}", "EUR"), ("-{}.5 °C", "°C")),
+        *(("Q{}", None), ("room {}", None), ("2026-{}", None), ("{}-a", None), ("{}:00", None)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_numbers_with_a_unit_are_named(
+    text: str, unit: str | None, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = {"x": [text.format(10 + i % 7) for i in range(60)], "n": list(range(60)), "y": [i / 3 for i in range(60)]}
+    path = tmp_path / f"t.{kind}"
+    (csv_files.write_csv if kind == "csv" else parquet.write_table)(pyarrow.table(columns), path)
+    Table(path, {"y": "regression"}).sets()
+    said = [message for message in caplog.messages if f"all values are numbers with {unit!r}" in message]
+    assert len(said) == (unit is not None)
+    caplog.clear()
+    Table(path, {"y": "regression"}, categorical=["x"]).sets()
+    assert "all values are numbers" not in caplog.text
+    if unit is None:
+        assert Table(path, {"x": None}).classes()["x"]
+    else:
+        with pytest.raises(UserError, match=f"state multiclass; all values are numbers with '{re.escape(unit)}'"):
+            Table(path, {"x": None}).classes()
+
+
 def test_what_a_table_says_of_targets_and_features(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     numbers = {"id": range(1001, 1201), "spread": [i * i for i in range(200)], "y": [i % 7 for i in range(200)]}
     labels = {"sold": ["ja", "nein"] * 100, "ill": ["no", "yes"] * 100, "sign": ["-1", "1"] * 100, "bit": [0, 1] * 100}
@@ -240,7 +287,7 @@ def test_what_a_table_says_of_targets_and_features(tmp_path: Path, caplog: pytes
     targets: dict[str, Any] = {"y": "regression", **dict.fromkeys(labels, "binary")}
     Table(path, targets).sets()
     assert [record.getMessage() for record in caplog.records] == [
-        "Table: target 'sold': yes is 'nein' and no is 'ja', in sorted order; `classes: [no, yes]` changes it",
+        "Table: target 'sold': yes is 'nein' and no is 'ja', in sorted order; `classes: [\"nein\", \"ja\"]` swaps them",
         "Table: these features have a different whole number in every row, as IDs and times do; name IDs in "
         "leave_out, and a time in time_column: 'id'",
     ]

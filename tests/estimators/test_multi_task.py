@@ -68,6 +68,16 @@ def test_a_constant_column_and_an_empty_row_change_nothing() -> None:
     assert own.score(wider, y) > 0.99
 
 
+@pytest.mark.parametrize("method", ["MultiHead", "Linear"])
+def test_the_constant_is_predicted_for_a_constant_target(method: str) -> None:
+    x, y = rows()
+    y = np.stack([y[:, 1], np.full(len(y), 37.5)], axis=1)
+    y[::3, 1] = np.nan
+    predicted = MultiTaskRegressor(method, **SMALL, random_state=0).fit(x, y).predict(x[:20])
+    assert predicted[:, 1].tolist() == [37.5] * 20
+    assert len(np.unique(predicted[:, 0])) == 20
+
+
 def test_one_target_is_flat() -> None:
     x, y = rows(40)
     own = MultiTaskRegressor(**SMALL).fit(x, y[:, 1])
@@ -240,6 +250,12 @@ def test_mistakes_are_one_line_each() -> None:
             MultiTaskRegressor(**options).fit(inputs, targets)
     with pytest.raises(lm.UserError, match="y: column 0 has 1 class, '0'; at least 2 classes"):
         MultiTaskClassifier().fit(x, np.zeros(30, int))
+
+
+def test_duplicate_column_names_are_all_named() -> None:
+    x, y = rows()
+    with pytest.raises(UserError, match=r"X: Expected unique column names, got: 'a' 2 times$"):
+        MultiTaskRegressor(**SMALL).fit(pd.DataFrame(x, columns=["a", "a", "b"]), y)
 
 
 def test_a_fit_that_fails_leaves_nothing_of_an_earlier_one() -> None:

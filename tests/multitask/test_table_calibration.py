@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -175,7 +176,7 @@ def test_what_does_not_fit_is_refused_in_one_line(run: Path, capsys: pytest.Capt
     calibrate = ("test", "--ckpt_path", str(run), QUIET, "--calibrate")
     command = f"run `lightning-meta test --ckpt_path {run} --calibrate 0.9`"
     refused(f"--calibrated: {run} is not calibrated; {command}", *predict)
-    refused("--calibrate: 0.99 needs 99 labels of each task in the validation split, and", *calibrate, "0.99")
+    refused("--calibrate: 0.99 needs 99 labels of a task in the validation split, and", *calibrate, "0.99")
     refused("--calibrate: a share above 0 and below 1", *calibrate, "1")
     refused("--importance: --calibrate does not test", *calibrate, "0.9", "--importance")
     refused("--ways: lightning_meta.MultiTaskDataModule has no test_ways", *calibrate, "0.9", "--ways=2")
@@ -242,11 +243,53 @@ def test_each_row_has_the_calibration_of_its_own_task(tmp_path: Path, monkeypatc
     other = TableCalibration(0.9, {"town 0": NumberCalibration(9, 1.0)})
     with pytest.raises(UserError, match="calibration: it has no task 'town 1'"):
         module.predict_table(new, calibration=other)
-    with pytest.raises(UserError, match=r"coverage: 0\.99 needs 99 labels of each task in the validation split"):
+    with pytest.raises(UserError, match=r"coverage: 0\.99 needs 99 labels of a task in the validation split"):
         lm.calibrate_table(module, data, coverage=0.99, accelerator="cpu")
     module.tasks = replace(data.spec, table=None)
     with pytest.raises(UserError, match="was not trained on a"):
         lm.calibrate_table(module, data)
+
+
+def test_a_task_with_too_few_labels_does_not_keep_the_others_from_being_calibrated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [dict(row) for row in ROWS]
+    for row in [row for row in rows if row["split"] == "val"][7:]:
+        row["grade"] = None
+    run = lm.fit(lm.Linear(), lm.MultiTaskDataModule(table(write(tmp_path / "houses.csv", rows))), max_epochs=1)
+    command = ["test", "--ckpt_path", str(run.directory), QUIET, "--calibrate", "0.9"]
+    assert main(command) == 0
+    (said,) = [message for message in caplog.messages if message.startswith("calibration: ")]
+    assert "1 of 3 tasks have fewer than the 9 validation labels" in said
+    assert re.search(r"no set or interval: 'grade' [0-7]$", said)
+    new = write(tmp_path / "new.csv", rows[:9], leave_out=("price", "sold", "grade", "split"))
+    assert main(["predict", "--ckpt_path", str(run.directory), "--table", str(new), "--calibrated"]) == 0
+    header = Path("predictions.csv").read_text().splitlines()[0]
+    assert "grade" in header.split(",")
+    assert "set(sold)" in header
+    assert "lower(price)" in header
+    assert "set(grade)" not in header
+
+
+@pytest.mark.parametrize("kind", ["regression", "multiclass"])
+def test_rows_of_a_task_that_is_not_calibrated_have_no_set_or_interval(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    target = "price" if kind == "regression" else "grade"
+    rows = [row for row in ROWS if row[target] is not None]
+    small = [row for row in rows if row["split"] == "val" and row["town"] == "town 1"]
+    rows = [row for row in rows if row not in small[5:]]
+    source = table(write(tmp_path / "houses.csv", rows), targets={target: kind}, task_column="town")
+    run = lm.fit(lm.Linear(), lm.MultiTaskDataModule(source), max_epochs=1)
+    assert main(["test", "--ckpt_path", str(run.directory), QUIET, "--calibrate", "0.9"]) == 0
+    new = write(tmp_path / "new.csv", rows[:30], leave_out=(target, "split"))
+    assert main(["predict", "--ckpt_path", str(run.directory), "--table", str(new), "--calibrated"]) == 0
+    column = "lower(price)" if kind == "regression" else "set(grade)"
+    cells = [(row["town"], row[column]) for row in read(Path("predictions.csv"))]
+    assert {town for town, cell in cells if not cell} == {"town 1"}
+    assert {town for town, cell in cells if cell} == {"town 0", "town 2"}
 
 
 def test_new_groups_may_be_covered_less(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

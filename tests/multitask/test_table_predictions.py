@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import lightning
 import numpy as np
 import pyarrow
+import pyarrow.csv
 import pytest
 import torch
 from pyarrow import parquet
@@ -265,8 +267,69 @@ def test_missing_columns_are_all_named(trained: lm.MultiTaskModule, tmp_path: Pa
         trained.predict_table("nowhere.csv")
     with pytest.raises(lm.UserError, match=r"data: expected a path, a DataFrame or lists by column, got int"):
         trained.predict_table(3)
-    with pytest.raises(lm.UserError, match=r"column 'style' holds booleans, but text in training"):
+    with pytest.raises(lm.UserError, match=r"'style' holds booleans, but in training the texts .*'old'; use these"):
         trained.predict_table({"area": [1.0], "style": [True], "floor": [1]})
+
+
+def test_booleans_of_a_csv_and_a_parquet_file_are_the_same(tmp_path: Path) -> None:
+    """In a CSV file they are text, as a feature, a category, a target and a task."""
+    draws = [random.Random(i).random() for i in range(80)]
+    columns = {
+        "a": draws,
+        "flag": [u < 0.5 for u in draws],
+        "y": [u + (u < 0.5) for u in draws],
+        "sold": [u < 0.4 for u in draws],
+        "new": [bool(i % 2) for i in range(80)],
+    }
+    table = pyarrow.table(columns)
+    parquet.write_table(table, tmp_path / "t.parquet")
+    pyarrow.csv.write_csv(table, tmp_path / "t.csv")  # writes true and false
+    text = table.set_column(1, "flag", pyarrow.array([str(flag) for flag in columns["flag"]]))
+    pyarrow.csv.write_csv(text, tmp_path / "upper.csv")  # as pandas: True and False
+    for file in ("t.parquet", "t.csv", "upper.csv"):
+        for kind in ("plain", "categorical", "tasks"):
+            options = {"categorical": ["flag"]} if kind == "categorical" else {}
+            targets = {"y": "regression"} if kind == "tasks" else {"y": "regression", "sold": "binary"}
+            features = ["a", "flag"] if kind == "tasks" else ["a", "flag", "new"]
+            of_task = "new" if kind == "tasks" else None
+            copied = Path(shutil.copy(tmp_path / file, tmp_path / f"copy_{file}"))
+            trained = model(Table(copied, targets, features, task_column=of_task, **options))
+            of_file = [trained.predict_table(tmp_path / f) for f in ("t.parquet", "t.csv", "upper.csv")]
+            of_file.append(trained.predict_table(columns))
+            for other in of_file[1:]:
+                assert np.array_equal(other["y"], of_file[0]["y"])
+            if kind != "tasks":
+                probabilities = {name.casefold() for name in of_file[0] if name.startswith("p(")}
+                assert probabilities == {"p(sold=false)", "p(sold=true)"}
+
+
+@pytest.mark.parametrize("by_column", [False, True])
+def test_the_predictions_of_a_test_are_in_the_unit_of_the_target_and_lead_to_the_rows(
+    by_column: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = houses(200)
+    path = write(tmp_path / "houses.csv", rows)
+    targets = {"price": "regression"} if by_column else {"price": "regression", "sold": "binary", "grade": None}
+    source = table(path, targets=targets, **({"task_column": "town"} if by_column else {}))
+    run = lm.fit(lm.Linear(), lm.MultiTaskDataModule(source), name="run", max_epochs=1)
+    assert run.directory is not None
+    stored = np.load(run.directory / "predictions.npz")
+    new = lm.load(run.directory).predict_table(path)
+    for number, name in enumerate(stored["names"]):
+        own = stored["task"] == number
+        of_file = source.file_rows("test")[name][stored["id"][own]]
+        target = "price" if by_column else name
+        assert {rows[row]["split"] for row in of_file} == {"test"}
+        if target == "price":
+            assert stored["target"][own, 0].tolist() == [rows[row]["price"] for row in of_file]
+            assert np.allclose(stored["prediction"][own, 0], new["price"][of_file])
+        else:
+            labels = np.array(source.classes()[name])
+            assert labels[stored["target"][own, 0].astype(int)].tolist() == [str(rows[r][name]) for r in of_file]
+            assert labels[stored["prediction"][own, 0].astype(int)].tolist() == new[name][of_file].tolist()
+        if by_column:
+            assert all(str(rows[row]["town"]) == name for row in of_file)
 
 
 def test_what_is_handled_as_in_training_is_told(

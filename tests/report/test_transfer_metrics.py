@@ -228,7 +228,22 @@ def test_the_worst_difference_has_its_unit_where_metrics_differ(tmp_path: Path) 
     print_report(
         compare([tmp_path / "together"], [tmp_path / "alone"]), Console(file=(text := io.StringIO()), width=140)
     )
-    assert "-25.0 points" in next(line for line in text.getvalue().splitlines() if "worst Δ" in line)
+    lines = text.getvalue().splitlines()
+    assert "-25.0 points" in next(line for line in lines if "worst Δ" in line)
+    assert "together against alone: Δ in the unit of each metric, Δ > 0 means better" in text.getvalue()
+    assert [line.split()[:2] for line in lines if line.split()[:1] in (["a"], ["r"])] == [
+        ["a", "accuracy,"],
+        ["r", "R²"],
+    ]
+
+
+def test_one_metric_stands_in_the_title_and_needs_no_column(tmp_path: Path) -> None:
+    for method in ("alone", "together"):
+        write_run(tmp_path / method / "0", {"r": Simulated(np.full(9, 0.5), metric="r2")})
+    report = compare([tmp_path / "together"], [tmp_path / "alone"])
+    print_report(report, Console(file=(text := io.StringIO()), width=140))
+    assert "Δ in R², Δ > 0 means better" in text.getvalue()
+    assert "metric" not in text.getvalue().split("Over")[0]
 
 
 def test_means_over_different_metrics_are_in_comparable_units(tmp_path: Path) -> None:

@@ -274,6 +274,13 @@ def test_numbers_of_numpy_are_written_as_numbers() -> None:
 # Seeds.
 
 
+def test_a_linear_model_needs_no_seed(caplog: pytest.LogCaptureFixture) -> None:
+    """It is solved, so its result does not depend on the weights that were drawn."""
+    lm.fit(lm.Linear(), lm.MultiTaskDataModule(lm.testing.RareTasks()), max_epochs=1)
+    assert "without a seed" not in caplog.text
+    assert "before this seed was set" not in Path("runs/run/0/config.yaml").read_text()
+
+
 def test_a_run_without_a_seed_says_so(caplog: pytest.LogCaptureFixture) -> None:
     run = lm.fit(toy(), ToyData(4), max_steps=2, **OPTIONS)
     assert "the weights were drawn without a seed: call lightning.seed_everything" in caplog.text

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import lightning_meta as lm
 from lightning_meta.fitting.summary import print_summary
 
 
@@ -50,3 +51,21 @@ def test_means_are_over_listed_values(tmp_path: Path, capsys: pytest.CaptureFixt
         values = [float(value) for value in re.findall(rf"{metric} (-?[\d.]+)", listed)]
         assert len(values) == int(tasks)
         assert sum(values) / len(values) == pytest.approx(float(mean))
+
+
+@pytest.mark.parametrize(("unit", "averaged"), [("kEUR", True), ("m", False), (None, False)])
+def test_errors_in_different_units_have_no_mean(
+    unit: str | None, averaged: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{i},{1000 * i + i % 7},{i % 5 + i}" for i in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["x,price,size", *rows]) + "\n")
+    targets = {
+        "price": lm.sources.Target("regression", metric="mae", unit="kEUR"),
+        "size": lm.sources.Target("regression", metric="mae", unit=unit),
+    }
+    data = lm.MultiTaskDataModule(lm.sources.Table(tmp_path / "t.csv", targets))
+    run = lm.fit(lm.Linear(), data, name="run", runs=tmp_path, max_epochs=1)
+    printed = capsys.readouterr().out
+    assert ("test mae" in printed) is averaged
+    assert "price" in printed
+    assert "test/mae" in run.metrics  # it is logged as before

@@ -26,7 +26,9 @@ from lightning_meta.cli.ladder.tuning import SearchResult, has_failed, note_fail
 from lightning_meta.cli.ladder.verdicts import verdicts
 from lightning_meta.cli.plain_parser import PlainParser
 from lightning_meta.cli.threads import OPTION, using_threads
+from lightning_meta.cli.unchanged import UnchangedData
 from lightning_meta.errors import UserError
+from lightning_meta.reading import read_yaml
 from lightning_meta.report.transfer import compare
 from lightning_meta.run.names import refuse_name
 from lightning_meta.signals import StoppedBySignal, recording
@@ -52,12 +54,13 @@ def ladder(args: Sequence[str]) -> None:
     search_results: dict[str, SearchResult] = {}
     # A search starts many runs: each gets a child process, which frees all memory at its end.
     separate = rungs.search is not None
+    data = UnchangedData()
     try:
         if rungs.search is not None:
             rungs, search_results = tuned(
-                rungs, rungs.search, lambda trials: _train(trials, options, separate, note_failure)
+                rungs, rungs.search, lambda trials: _train(trials, data, options, separate, note_failure)
             )
-        _train(plan(rungs), options, separate)
+        _train(plan(rungs), data, options, separate)
     except (KeyboardInterrupt, SystemExit, StoppedBySignal) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:
             raise
@@ -179,11 +182,13 @@ def _check(options: argparse.Namespace, fit_args: Sequence[str]) -> None:
 
 def _train(
     runs: Sequence[PlannedRun],
+    data: UnchangedData,
     options: argparse.Namespace,
     separate: bool,
     failed: Callable[[PlannedRun], None] | None = None,
 ) -> None:
     """Train the runs that are not finished, in child processes if `separate`; see `run_in_processes` for `failed`."""
+    _check_data(runs, data)
     waiting = []
     for number, run in enumerate(runs, 1):
         line = f"run {number} of {len(runs)}: {run.title}"
@@ -198,6 +203,13 @@ def _train(
     elif waiting:
         logs = waiting[0][1].root.parent / "logs"
         run_in_processes(waiting, options.jobs, options.threads, logs, failed)
+
+
+def _check_data(runs: Sequence[PlannedRun], data: UnchangedData) -> None:
+    """Refuse finished runs whose data have changed since, before another run is trained."""
+    finished = [run.directory for run in runs if run.finished and run.directory is not None]
+    if finished:
+        data.check(lambda: read_yaml(runs[0].file)["data"], finished, "give the ladder another --name")
 
 
 def _run_here(runs: Sequence[tuple[str, PlannedRun]], threads: int) -> None:

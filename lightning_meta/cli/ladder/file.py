@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentError
 
 from lightning_meta.cli.config_text import read_config
-from lightning_meta.cli.fit import MetaCLI, fit_options
+from lightning_meta.cli.fit import ParsedOnly, fit_options
 from lightning_meta.cli.ladder.search import TUNED, Search, read_search
 from lightning_meta.cli.messages import one_line
 from lightning_meta.cli.shipped import as_given
@@ -192,21 +192,11 @@ def _trials(
             yield _parsed(file, folder, name(number), config, [*options, *own_settings])
 
 
-class _Parsed(MetaCLI):
-    """Parses the configuration of `fit`, without creating objects or setting seeds."""
-
-    def _set_seed(self) -> None:
-        pass
-
-    def instantiate_classes(self) -> None:
-        pass
-
-
 def _parsed(file: str, folder: Path, rung: str, config: dict[str, Any], options: Sequence[str]) -> dict[str, Any]:
     text = yaml.safe_dump(config, sort_keys=False)
     arguments = [f"--config={text}", *options, f"--name={rung}", f"--runs={folder}"]
     try:
-        cli = _Parsed(arguments)
+        cli = ParsedOnly(arguments)
     except ArgumentError as error:
         raise UserError(f"{file}, rung {rung}: {one_line(error, fit_options())}") from error
     parsed = yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))

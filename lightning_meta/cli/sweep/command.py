@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from jsonargparse import ArgumentError
 from rich.console import Console
 from rich.table import Table
 
-from lightning_meta.cli.fit import fit, fit_options
+from lightning_meta.cli.fit import ParsedOnly, fit, fit_options
 from lightning_meta.cli.messages import one_line
 from lightning_meta.cli.plain_parser import PlainParser
 from lightning_meta.cli.shipped import with_shipped
@@ -23,6 +24,7 @@ from lightning_meta.cli.sweep.file import OF_THE_SWEEP, Sweep, read_sweep
 from lightning_meta.cli.sweep.study import STALE, SweepRecord, TrialFailedError
 from lightning_meta.cli.sweep.trial import RUN, OtherMetricError, reached, run_trial
 from lightning_meta.cli.threads import using_threads
+from lightning_meta.cli.unchanged import UnchangedData
 from lightning_meta.errors import UserError
 from lightning_meta.run.names import refuse_name
 from lightning_meta.signals import Signals, StoppedBySignal, recording
@@ -52,6 +54,7 @@ def sweep(args: Sequence[str]) -> None:
     _check_ends(space)
     with recording() as signals:
         record = SweepRecord(space, Path(config.runs) / name)
+        _check_data(record)
         try:
             _run_all(record, int(min(trials, grid)), signals)
         except StoppedBySignal as stopped:
@@ -120,6 +123,22 @@ def _refusal(options: Sequence[str]) -> str | None:
 
 def _options(space: Sweep, values: Mapping[str, Any]) -> list[str]:
     return [*space.options, *(f"--{name}={value}" for name, value in values.items())]
+
+
+def _check_data(record: SweepRecord) -> None:
+    """Refuse to add trials to those on other data; options of the data may differ, so one trial is checked."""
+    finished = [trial for trial in record.ranking() if (record.place(trial) / RUN / "results.json").is_file()]
+    if not finished:
+        return
+    place, values = record.place(finished[0]), finished[0].params
+
+    def data() -> Any:
+        where = ["--runs", str(place.parent), "--name", place.name]
+        with using_threads("fit", [*_options(record.space, values), *where]) as fit_args:
+            cli = ParsedOnly(with_shipped(fit_args))
+        return yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))["data"]
+
+    UnchangedData().check(data, [place / RUN], "give the sweep another --name")
 
 
 def _run_all(record: SweepRecord, trials: int, signals: Signals) -> None:

@@ -228,7 +228,7 @@ def _check_same_data(run: Run, first: Run) -> None:
         raise UserError(
             f"{run.directory} and {first.directory} were run on different data: their data_fingerprint differs "
             f"({_short(run.fingerprint)} and {_short(first.fingerprint)}); a source must give every run the same data, "
-            "whatever the run's seed"
+            "whatever the run's seed; or the file changed between the runs"
         )
     for name, task in run.tasks.items():
         other = first.tasks[name]

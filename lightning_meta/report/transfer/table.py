@@ -68,9 +68,13 @@ def _print_tasks(
     console: Console, method: MethodTransfer, report: TransferReport, rest: Path | None, narrow: bool
 ) -> None:
     metrics = {t.metric for t in method.tasks}
-    title = f"{printable(method.method)} against {printable(report.baseline)}: Δ in {unit(metrics)}, higher is better"
+    several = len(metrics) > 1
+    what = "Δ in the unit of each metric" if several else f"Δ in {unit(metrics)}"
+    title = f"{printable(method.method)} against {printable(report.baseline)}: {what}, Δ > 0 means better"
     table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.add_column("task", no_wrap=True, overflow="ellipsis", max_width=15 if narrow else 40)
+    if several:
+        table.add_column("metric", no_wrap=True, overflow="ellipsis", max_width=8 if narrow else 20)
     for name in (
         "train\nexamples",
         "baseline",
@@ -91,7 +95,9 @@ def _print_tasks(
         verdict, more = MARKS[task.verdict], f": {task.cause}" if task.cause else ""
         brief = "–" if task.verdict in ("no difference shown", "too few seeds") else verdict
         last = [brief] if narrow else [change_text(task.metric, task.gap), verdict + more]
-        table.add_row(*map(Text, [*_figures(task), *last]))
+        name, *figures = _figures(task)
+        metric = [label_of(task.metric)] if several else []
+        table.add_row(*map(Text, [name, *metric, *figures, *last]))
     console.print(table)
     if between:
         verdicts = Counter(task.verdict for task in method.tasks)
