@@ -274,7 +274,7 @@ def test_missing_columns_are_all_named(trained: lm.MultiTaskModule, tmp_path: Pa
 def test_booleans_of_a_csv_and_a_parquet_file_are_the_same(tmp_path: Path) -> None:
     """In a CSV file they are text, as a feature, a category, a target and a task."""
     draws = [random.Random(i).random() for i in range(80)]
-    columns = {
+    columns: dict[str, list[Any]] = {
         "a": draws,
         "flag": [u < 0.5 for u in draws],
         "y": [u + (u < 0.5) for u in draws],
@@ -288,7 +288,7 @@ def test_booleans_of_a_csv_and_a_parquet_file_are_the_same(tmp_path: Path) -> No
     pyarrow.csv.write_csv(text, tmp_path / "upper.csv")  # as pandas: True and False
     for file in ("t.parquet", "t.csv", "upper.csv"):
         for kind in ("plain", "categorical", "tasks"):
-            options = {"categorical": ["flag"]} if kind == "categorical" else {}
+            options: dict[str, Any] = {"categorical": ["flag"]} if kind == "categorical" else {}
             targets = {"y": "regression"} if kind == "tasks" else {"y": "regression", "sold": "binary"}
             features = ["a", "flag"] if kind == "tasks" else ["a", "flag", "new"]
             of_task = "new" if kind == "tasks" else None
