@@ -266,7 +266,7 @@ def test_mistakes_end_in_one_line_before_anything_is_trained(case: str, capsys: 
 def test_files_that_are_no_ladder(capsys: pytest.CaptureFixture[str]) -> None:
     Path("broken.yaml").write_text("rungs: [")
     Path("single.yaml").write_text("model: x\n")
-    for file, expected in {"none": "cannot be read", "broken": "not valid YAML", "single": "is not a ladder"}.items():
+    for file, expected in {"none": "there is no file", "broken": "not valid YAML", "single": "is not a ladder"}.items():
         assert main(["ladder", "--config", f"{file}.yaml"]) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1

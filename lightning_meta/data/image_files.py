@@ -159,9 +159,8 @@ def named_unread(files: Sequence[Path]) -> str:
     """Count and name images whose formats are not supported, for a message; with the remedy."""
     count = "1 file has a format that is" if len(files) == 1 else f"{len(files)} files have formats that are"
     suffixes = ", ".join(sorted({file.suffix.lower() for file in files}))
-    more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
     remedy = "convert it" if len(files) == 1 else "convert them"
-    return f"{count} not supported ({suffixes}): {', '.join(map(str, files[:NAMED]))}{more}; {remedy} to JPEG"
+    return f"{count} not supported ({suffixes}): {some_of(map(str, files), NAMED)}; {remedy} to JPEG"
 
 
 def warn_of_unread(folders: Iterable[Path]) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 
 from lightning_meta.checks import instance, share
 from lightning_meta.data import MultiTaskDataModule
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, some_of
 from lightning_meta.fitting.checks import quiet_trainer
 from lightning_meta.fitting.conversion import keeping_weights
 from lightning_meta.fitting.quiet import quiet_lightning
@@ -105,7 +105,7 @@ def calibrate_table_by(
             "calibration: %d of %d tasks have fewer than the %d validation labels that a coverage of %g needs, and are "
             "left out, so their predictions have no set or interval: %s",
             *(len(names), len(tasks), fewest_labels(coverage), coverage),
-            ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else ""),
+            some_of(shown, 5),
         )
     return CalibratedTable(calibration, calibration.measure(tasks, recorder.records["test"]))
 

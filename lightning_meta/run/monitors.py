@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.data.undefined_scores import without_score
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, some_of
 from lightning_meta.modes import check_mode
 
 
@@ -86,7 +86,7 @@ def check_defined(trainer: Trainer, monitor: str) -> None:
         return
     names = without_score(monitor, data.spec.tasks, data.undefined_scores.get("val", []))
     if names:
-        shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        shown = some_of(map(repr, names), 5)
         raise UserError(
             f"checkpoint.monitor: {monitor} is undefined, as the validation rows of {shown} have a single "
             "label or number; use more data or another division, or monitor val/loss"
