@@ -249,8 +249,10 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         like = next(self.backbone.parameters(), None)
         if like is not None and like.device.type != "cpu":
             self.to(like.device)  # a callback may have moved the module to its device before `setup`
-        if like is not None and like.dtype == self.dtype != torch.get_default_dtype():
-            self.to(self.dtype)  # the user has converted the module, as with `double()`
+        # With another precision than float32, the Trainer sets the default dtype here, and converts the module later.
+        by_user = like is not None and like.dtype == self.dtype and torch.get_default_dtype() == torch.float32
+        if by_user and self.dtype != torch.float32:  # as by `double()`
+            self.to(self.dtype)
         self._built = True
 
     def make_parts(self) -> None:

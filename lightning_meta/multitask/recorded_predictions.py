@@ -33,5 +33,6 @@ def _of_task(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
         return outputs.argmax(1, keepdim=True).double()
     if isinstance(task, Binary | Multilabel):
         return (outputs > 0).double()
-    numbers = task.readable(outputs).double().reshape(len(outputs), -1)
+    numbers = task.readable(outputs).double()
+    numbers = numbers.unsqueeze(1) if numbers.dim() == 1 else numbers.flatten(1)
     return numbers[:, : targets[:1].numel()] if len(outputs) else numbers  # without standard deviations

@@ -51,14 +51,14 @@ def test_a_file_that_vanishes_after_it_was_listed(root: Path, monkeypatch: pytes
         with monkeypatch.context() as patch:
             while_reading((root / name).unlink, patch)
             line = refusal(root)
-        assert line.startswith(f"{root / name}: the file cannot be read")
+        assert line.startswith(f"there is no file {root / name}")
         Image.new("L", (9, 9)).save(root / name)
     ImageFolder(root, image_size=4).prepare()
 
 
 def test_a_folder_that_vanishes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     while_reading(lambda: (root / "a").rename(root.parent / "away"), monkeypatch)
-    assert "cannot be read" in refusal(root)
+    assert "there is no file" in refusal(root)
 
 
 def test_what_was_replaced_while_it_was_read_is_not_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
