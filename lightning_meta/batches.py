@@ -14,23 +14,6 @@ from torch.utils._pytree import register_pytree_node
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-LEAST_AT_ONCE, MOST_AT_ONCE = 512, 8192  # inputs of a batch in evaluation
-
-
-def evaluated_at_once(inputs: Tensor) -> int:
-    """Return how many inputs to evaluate at a time: of rows of a table as many as fill half a MiB, within limits.
-
-    The calls of a small batch take longer than its work. Networks for images and texts need more memory for each input.
-
-    Args:
-        inputs: Inputs, `(M, *input_shape)`.
-
-    >>> evaluated_at_once(torch.zeros(1, 16)), evaluated_at_once(torch.zeros(1, 3, 84, 84))
-    (8192, 512)
-    """
-    if inputs.dim() != 2 or not inputs.is_floating_point():
-        return LEAST_AT_ONCE
-    return min(max(LEAST_AT_ONCE, 2**19 // max(1, inputs[:1].nbytes)), MOST_AT_ONCE)
 
 
 class Examples(NamedTuple):

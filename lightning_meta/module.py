@@ -241,6 +241,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         if not self._built:
             self._configure_parts()
         if self._trainer is not None:
+            self._check_precision()
             _wrap_only_what_trains(self._trainer.strategy, self)
 
     def _configure_parts(self) -> None:
@@ -249,10 +250,9 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         like = next(self.backbone.parameters(), None)
         if like is not None and like.device.type != "cpu":
             self.to(like.device)  # a callback may have moved the module to its device before `setup`
-        # With another precision than float32, the Trainer sets the default dtype here, and converts the module later.
-        by_user = like is not None and like.dtype == self.dtype and torch.get_default_dtype() == torch.float32
-        if by_user and self.dtype != torch.float32:  # as by `double()`
-            self.to(self.dtype)
+        own = self.dtype if like is not None and like.dtype == self.dtype else torch.float32
+        if torch.get_default_dtype() == torch.float32 != own:  # the user has converted the module, as by `double()`
+            self.to(own)
         self._built = True
 
     def make_parts(self) -> None:
@@ -348,7 +348,6 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             UserError: The run to resume has a different optimiser, or checkpoints of the module could not be loaded.
         """
         self._check_description()
-        self._check_precision()
         self._loss_watch = LossWatch()  # drop the losses of a previous, interrupted fit
         if self._stored_groups is not None:
             check_groups(self.trainer.optimizers, self._stored_groups)
@@ -365,9 +364,12 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             keep_in_search(schedule.scheduler)
 
     def _check_precision(self) -> None:
-        """Refuse a network in another precision than that of the Trainer, to which inputs are converted."""
+        """Refuse a network in another precision than float32, to which the Trainer converts inputs.
+
+        A Trainer of another precision sets the default dtype here, and converts the module afterwards.
+        """
         dtypes = {p.dtype for p in self.backbone.parameters() if p.is_floating_point()}
-        if dtypes and self.dtype not in dtypes:
+        if torch.get_default_dtype() == torch.float32 and dtypes and self.dtype not in dtypes:
             network, own = (str(dtype).removeprefix("torch.") for dtype in (min(dtypes, key=str), self.dtype))
             remedy = "give the Trainer precision='64-true'" if network == "float64" else f"convert it to {own}"
             raise UserError(f"backbone: its parameters are {network}, but the Trainer computes in {own}; {remedy}")

@@ -33,13 +33,20 @@ def no_file(path: str | os.PathLike[str]) -> str:
     >>> no_file(Path(lightning_meta.__file__).parent / "batchs.py")  # doctest: +ELLIPSIS
     'there is no file ...batchs.py; did you mean batches.py?'
     """
+    close = similar_file(path)
+    return f"there is no file {path}" + (f"; did you mean {close}?" if close else "")
+
+
+def similar_file(path: str | os.PathLike[str]) -> str | None:
+    """Return the most similar name in the folder of a missing file, with the same suffix; None if none is similar."""
     missing = Path(path)
     try:
-        files = [f.name for f in islice(missing.parent.iterdir(), MOST_FILES) if f.suffix == missing.suffix]
+        return similar(
+            missing.name,
+            [f.name for f in islice(missing.parent.iterdir(), MOST_FILES) if f.suffix == missing.suffix],
+        )
     except (OSError, ValueError):  # there is no such folder either, or the name is impossible
-        files = []
-    close = similar(missing.name, files)
-    return f"there is no file {path}" + (f"; did you mean {close}?" if close else "")
+        return None
 
 
 def check_regular(path: str | os.PathLike[str]) -> int:

@@ -26,6 +26,7 @@ from lightning_meta.nn import MLP, TabularMLP
 from lightning_meta.tasks import Regression, Task
 from lightning_meta.testing import toys
 from tests.methods import META, MULTI_TASK, OF_SINES, sines, weighting
+from tests.multitask.toys import trainer
 
 COMPARED = 24  # random numbers: enough that independent ones never agree
 
@@ -51,26 +52,12 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: t.clone() for name, t in module.state_dict().items() if isinstance(t, Tensor)}
 
 
-def trainer(**options: Any) -> lightning.Trainer:
-    return lightning.Trainer(
-        max_steps=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        **options,
-    )
-
-
 def fitted(
     make: Callable[[], Any], data: Callable[[], LightningDataModule], strategy: Any
 ) -> tuple[AtTheStart, dict[str, Tensor]]:
     lightning.seed_everything(3, verbose=False)
     module, start = make(), AtTheStart()
-    trainer(strategy=strategy, callbacks=[start]).fit(module, datamodule=data())
+    trainer(1, limit_val_batches=0, strategy=strategy, callbacks=[start]).fit(module, datamodule=data())
     return start, tensors(module)
 
 
@@ -134,7 +121,7 @@ def test_a_seed_set_between_the_constructor_and_the_fit_is_kept() -> None:
         module = lm.MAML(MLP(256, (8,)), inner_steps=1)
         torch.manual_seed(seed)
         start = AtTheStart()
-        trainer(callbacks=[start]).fit(module, datamodule=toys.pictures())
+        trainer(1, limit_val_batches=0, callbacks=[start]).fit(module, datamodule=toys.pictures())
         heads.append(start.tensors["head.weight"])
     torch.manual_seed(4)
     assert torch.equal(heads[1], nn.Linear(8, 3).weight)

@@ -24,7 +24,7 @@ from lightning_meta.cli.shipped import shipped
 from lightning_meta.describing import FACTORIES, fixed_options
 from lightning_meta.errors import UserError, reason_of, similar, some_of
 from lightning_meta.import_paths import import_class
-from lightning_meta.reading import no_file
+from lightning_meta.reading import no_file, similar_file
 
 LONGEST = 400
 _NO_ATTRIBUTE = r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'"
@@ -116,11 +116,10 @@ def _message(refusal: Refusal, options: list[str], command: str) -> str | None:
         hint = QUOTE if refusal.value in ("True", "False") and "str" in kind.split() else ""
         return f"expected {kind}, got {refusal.value}{hint}; {_pointer(command)}"
     if found := re.fullmatch(r"File does not exist: '?([^']*)'?", reason):
-        message = no_file(found[1])
-        if refusal.key != "config" or "did you mean" in message:
-            return message
-        name = similar(Path(found[1]).stem, shipped())
-        return f"{message}; did you mean --config {name}, which is shipped?" if name else message
+        name = similar(Path(found[1]).stem, shipped()) if refusal.key == "config" else None
+        if name is None or similar_file(found[1]):
+            return no_file(found[1])
+        return f"{no_file(found[1])}; did you mean --config {name}, which is shipped?"
     return None
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_meta.batches import SPLITS, Split, TaskBatch, evaluated_at_once
+from lightning_meta.batches import SPLITS, Split, TaskBatch
 from lightning_meta.checks import instance, names_in_list, whole
 from lightning_meta.data.group_tasks import tasks_of_groups
 from lightning_meta.data.hashes import Hashes, of_sets
@@ -19,7 +19,7 @@ from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, the_
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source, TaskSource, check_inputs, check_parts
-from lightning_meta.data.task_batches import AllExamples, TaskBatches, subset
+from lightning_meta.data.task_batches import AllExamples, TaskBatches, evaluated_at_once, subset
 from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.data.undefined_scores import undefined_scores
@@ -57,7 +57,7 @@ class MultiTaskDataModule(SourceDataModule):
             draws uniformly.
         batches_per_epoch: Number of batches per epoch; by default that of one pass over the data.
         evaluation_batch_size: Number of inputs evaluated at a time; by default 512, and up to 8192 for short rows of
-            real numbers.
+            real numbers that few tasks share.
         train_subset: Number of training examples per task that are evaluated in a test, to measure overfitting.
         seed: Seed of the training batches; by default that of `seed_everything`, or 0.
         num_workers: Number of loader processes; 0 draws in the training process, which is fastest for stored tensors.
@@ -234,8 +234,12 @@ class MultiTaskDataModule(SourceDataModule):
             self.setup(stage)
 
     def _evaluation_loader(self, data: TaskSet) -> DataLoader[TaskBatch]:
-        inputs = data.inputs.values() if isinstance(data.inputs, dict) else [data.inputs]
-        dataset = AllExamples(data, self.evaluation_batch_size or min(map(evaluated_at_once, inputs)))
+        inputs, labels = data.inputs, data.counts
+        if isinstance(inputs, dict):
+            at_once = min(evaluated_at_once(x, labels[name]) for name, x in inputs.items())
+        else:
+            at_once = evaluated_at_once(inputs, sum(labels.values()))
+        dataset = AllExamples(data, self.evaluation_batch_size or at_once)
         sampler = EvaluationSampler(dataset, *self.ranks)
         return DataLoader(dataset, batch_size=1, sampler=sampler, collate_fn=the_only, **self.loader_options())
 

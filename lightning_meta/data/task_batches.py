@@ -15,6 +15,8 @@ from lightning_meta.functional.random_bits import choose, key, name_key
 
 _SUBSET = 2  # part of the key of its draw
 _AHEAD, _AHEAD_BYTES = 32, 2**20  # most batches, and bytes, that are gathered at once
+LEAST_EVALUATED, MOST_EVALUATED = 512, 8192  # default inputs of a batch in evaluation
+_EVALUATED_BYTES, _PREDICTIONS = 2**19, 2**16  # in such a batch: most bytes of inputs, and predictions of all tasks
 
 
 class TaskBatches(Dataset[TaskBatch], ABC):
@@ -80,6 +82,26 @@ class TaskBatches(Dataset[TaskBatch], ABC):
             taken[name] = i[(self.rank - start) % self.ranks :: self.ranks]
             start += len(i)
         return taken
+
+
+def evaluated_at_once(inputs: Tensor, predictions: int) -> int:
+    """Return how many inputs to evaluate at a time: 512, and more if they are short rows of a table.
+
+    The calls of a small batch take longer than its work. Networks for images and texts need more memory for each input,
+    and those that are conditioned on the task for each prediction.
+
+    Args:
+        inputs: Inputs, `(M, *input_shape)`.
+        predictions: Number of predictions of all tasks for them, such as M T if every task has every input.
+
+    >>> evaluated_at_once(torch.zeros(100, 16), 100), evaluated_at_once(torch.zeros(100, 3, 84, 84), 100)
+    (8192, 512)
+    """
+    if inputs.dim() != 2 or not inputs.is_floating_point():
+        return LEAST_EVALUATED
+    fitting = _EVALUATED_BYTES // max(1, inputs[:1].nbytes)
+    fitting = min(fitting, _PREDICTIONS * len(inputs) // max(1, predictions))
+    return min(max(LEAST_EVALUATED, fitting), MOST_EVALUATED)
 
 
 class AllExamples(TaskBatches):

@@ -151,9 +151,8 @@ class GradientBasedLearner(MetaModule, ABC):
     def _refuse_lost_gradients(self, adapted: Tensors, outputs: Tensor) -> None:
         """Refuse trained parameters that only the closure of an inner step holds: `recompute` would not train them."""
         gradients = {name: torch.zeros_like(p) for name, p in adapted.items()}
-        y = outputs.new_zeros(len(outputs), outputs.shape[1] // self.task.numbers)
-        if self.spec.task == "classification":
-            y = y[:, 0].long()
+        shape = (len(outputs),) if self.spec.task == "classification" else (len(outputs), self.spec.outputs)
+        y = torch.zeros(shape, dtype=torch.int64 if len(shape) == 1 else outputs.dtype, device=outputs.device)
         optimizer = self.inner_optimizer
         parts: dict[str, Any] = {
             "direction": self.direction(gradients),

@@ -525,12 +525,13 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
             self._warn("val", self._floor_line(table))
         score = values.pop("val/score")
         if self.trainer.state.fn == "fit":
-            self._log_at_once({"val/score": score, **values}, in_progress_bar=("val/score",))
+            self._log_at_once({"val/score": score, **values})
+            self.trainer.progress_bar_metrics["val/score"] = score
         else:
             self.log("val/score", score, prog_bar=True)
             self.log_dict(values)
 
-    def _log_at_once(self, values: Mapping[str, float], in_progress_bar: Sequence[str]) -> None:
+    def _log_at_once(self, values: Mapping[str, float]) -> None:
         """Log as `log_dict` would in a validation during training, which takes a millisecond per value."""
         trainer, default = self.trainer, torch.get_default_dtype()
         dtype = default if default in (torch.float32, torch.float64) else torch.float32  # as Lightning keeps them
@@ -538,7 +539,6 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         metrics = dict(zip(values, kept.unbind(), strict=True))
         trainer.callback_metrics.update(metrics)
         trainer.logged_metrics.update(metrics)
-        trainer.progress_bar_metrics.update({name: float(metrics[name]) for name in in_progress_bar})
         if not trainer.sanity_checking:
             step = logged_step(trainer)
             numbers = {**dict(zip(values, kept.tolist(), strict=True)), "epoch": trainer.current_epoch}
@@ -624,7 +624,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
 
         Args:
             data: Path of a CSV or Parquet file; or a DataFrame, an Arrow table, or lists by column.
-            batch_size: Number of rows per forward pass; by default 512 to 8192, depending on their length.
+            batch_size: Number of rows per forward pass; by default 512, and up to 8192 for short rows and few tasks.
             delimiter: Column separator of a CSV file; by default as in training.
             decimal: Decimal separator of a CSV file; by default as in training.
             calibration: Result of `lightning_meta.calibrate_table`; adds the columns `set(target)`, a tuple of labels,

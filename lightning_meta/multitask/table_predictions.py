@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_meta.batches import Common, TaskBatch, evaluated_at_once
+from lightning_meta.batches import Common, TaskBatch
 from lightning_meta.checks import whole
+from lightning_meta.data.task_batches import evaluated_at_once
 from lightning_meta.errors import UserError
 from lightning_meta.multitask.calibration import (
     LabelCalibration,
@@ -173,22 +174,23 @@ def outputs_of(module: MultiTaskModule, rows: Rows, batch_size: int | None = Non
         rows: The rows.
         batch_size: Number of rows per forward pass; by default `evaluated_at_once`.
     """
-    count, size = len(rows.inputs), batch_size or evaluated_at_once(rows.inputs)
+    count = len(rows.inputs)
+    size = batch_size or evaluated_at_once(rows.inputs, sum(map(len, rows.of_task.values())))
     parts: dict[str, list[Tensor]] = {name: [] for name in rows.of_task}
-    starts = torch.arange(0, count + size, size)
-    bounds = {name: torch.searchsorted(indices, starts).tolist() for name, indices in rows.of_task.items()}
-    all_rows = all(len(indices) == count for indices in rows.of_task.values())
+    bounds: dict[str, list[int]] = {}  # by task: where the rows of each batch begin and end among its rows
+    if any(len(indices) < count for indices in rows.of_task.values()):
+        starts = torch.arange(0, count + size, size)
+        bounds = {name: torch.searchsorted(indices, starts).tolist() for name, indices in rows.of_task.items()}
     with in_evaluation_mode(module), untouched(module):
         for batch, start in enumerate(range(0, count, size)):
             x = rows.inputs[start : start + size].to(module.device)
             here: dict[str, Tensor] = {}
-            if all_rows:
+            if not bounds:
                 here = Common.fromkeys(rows.of_task, torch.arange(len(x), device=x.device))
-            else:
-                for name, indices in rows.of_task.items():
-                    first, end = bounds[name][batch : batch + 2]
-                    if first < end:
-                        here[name] = (indices[first:end] - start).to(x.device)
+            for name, of_batches in bounds.items():
+                first, end = of_batches[batch : batch + 2]
+                if first < end:
+                    here[name] = (rows.of_task[name][first:end] - start).to(x.device)
             inputs = dict.fromkeys(here, x) if len(module.stems) else x
             for name, y in module.selected_outputs(TaskBatch(inputs, {}, here, {})).items():
                 parts[name].append(check_outputs(y))

@@ -421,25 +421,34 @@ def test_the_tasks_of_the_toys_are_trained() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "option", "batches"),
+    ("inputs", "tasks", "option", "batches"),
     [
-        (torch.zeros(9000, 16), None, [8192, 808]),
-        (torch.zeros(9000, 40), None, [3276, 3276, 2448]),
-        (torch.zeros(1200, 2000), None, [512, 512, 176]),
-        (torch.zeros(1200, 1, 2, 2), None, [512, 512, 176]),
-        (torch.zeros(1200, 16, dtype=torch.int64), None, [512, 512, 176]),
-        (torch.zeros(9000, 0), None, [8192, 808]),
-        (torch.zeros(9000, 16), 5000, [5000, 4000]),
+        (torch.zeros(9000, 16), 1, None, [8192, 808]),
+        (torch.zeros(9000, 40), 1, None, [3276, 3276, 2448]),
+        (torch.zeros(1200, 2000), 1, None, [512, 512, 176]),
+        (torch.zeros(9000, 16), 16, None, [4096, 4096, 808]),
+        (torch.zeros(1200, 16), 200, None, [512, 512, 176]),
+        (torch.zeros(1200, 1, 2, 2), 1, None, [512, 512, 176]),
+        (torch.zeros(1200, 16, dtype=torch.int64), 1, None, [512, 512, 176]),
+        (torch.zeros(9000, 0), 1, None, [8192, 808]),
+        (torch.zeros(9000, 16), 1, 5000, [5000, 4000]),
     ],
-    ids=["short rows", "rows", "long rows", "images", "ids", "no columns", "as asked"],
+    ids=["short rows", "rows", "long rows", "some tasks", "many tasks", "images", "ids", "no columns", "as asked"],
 )
-def test_short_rows_are_evaluated_in_larger_batches(inputs: Tensor, option: int | None, batches: list[int]) -> None:
-    y = torch.randn(len(inputs), 1)
-    sets = {
-        split: TaskSet.of_columns(inputs, {"a": y}, {"a": torch.ones(len(y), dtype=torch.bool)}) for split in SPLITS
-    }
-    data = MultiTaskDataModule(Given({"a": Regression(1)}, sets), evaluation_batch_size=option)
+def test_short_rows_of_few_tasks_are_evaluated_in_larger_batches(
+    inputs: Tensor, tasks: int, option: int | None, batches: list[int]
+) -> None:
+    names, y = [f"t{i}" for i in range(tasks)], torch.randn(len(inputs), 1)
+    labelled = dict.fromkeys(names, torch.ones(len(y), dtype=torch.bool))
+    sets = {split: TaskSet.of_columns(inputs, dict.fromkeys(names, y), labelled) for split in SPLITS}
+    data = MultiTaskDataModule(Given({n: Regression(1) for n in names}, sets), evaluation_batch_size=option)
     data.setup("fit")
     loaded = list(data.val_dataloader())
     assert [len(batch.inputs) for batch in loaded] == batches
-    assert torch.equal(torch.cat([batch.targets["a"] for batch in loaded]), y)
+    assert torch.equal(torch.cat([batch.targets["t0"] for batch in loaded]), y)
+
+
+def test_the_progress_bar_has_the_score_of_the_last_validation() -> None:
+    runs = trainer(3, val_check_interval=1)
+    runs.fit(MultiHead(backbone()), datamodule=MultiTaskDataModule(Toys(), batch_size=8, batches_per_epoch=3))
+    assert runs.progress_bar_metrics["val/score"] == pytest.approx(float(runs.callback_metrics["val/score"]))

@@ -153,8 +153,10 @@ def test_float16_is_close_to_float32_where_there_is_no_inner_loop(name: str) -> 
 
 @pytest.mark.parametrize("method", [MAML, ProtoNet])
 def test_a_network_in_another_precision_than_the_trainer_is_refused(method: type[MetaModule]) -> None:
-    with pytest.raises(UserError, match=r"backbone: its parameters are float64, .* computes in float32.*'64-true'"):
-        trained(lambda: method(backbone().double()), data())
+    for stage in ("fit", "validate", "test"):
+        runs = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+        with pytest.raises(UserError, match=r"backbone: its parameters are float64, .* computes in float32.*'64-true'"):
+            getattr(runs, stage)(method(backbone().double()), data())
     trained(lambda: method(backbone().double()), data(), precision="64-true")
 
 
