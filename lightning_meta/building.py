@@ -94,6 +94,10 @@ def build(spec: Any, allow: Allow = (), *, paths_are_checked: bool = False) -> A
     described = spec.get("init_args") or {}
     if not isinstance(described, Mapping) or not all(isinstance(name, str) for name in described):
         raise UserError(f"{path} cannot be built: its init_args must be a mapping from names to values")
+    fitted = spec.get("fitted") or {}
+    of_object = key == "class_path" and isinstance(target, type) and issubclass(target, Described)
+    if fitted and not (of_object and isinstance(fitted, Mapping) and all(isinstance(name, str) for name in fitted)):
+        raise UserError(f"{path} cannot be built: it has no values under `fitted`, or they are no mapping from names")
     init_args = {k: build(v, allow, paths_are_checked=True) for k, v in described.items()}
     if key == "import_path":
         _check_passed(path, target, allow)
@@ -109,7 +113,7 @@ def build(spec: Any, allow: Allow = (), *, paths_are_checked: bool = False) -> A
         return functools.partial(target, **init_args)
     try:
         instance = target(**init_args)
-        if (fitted := spec.get("fitted")) and isinstance(instance, Described):
+        if fitted:
             instance = instance.with_fitted(**{k: build(v, allow, paths_are_checked=True) for k, v in fitted.items()})
     except UserError:
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import os
@@ -30,8 +31,8 @@ from lightning_meta.functional.ranks import world_size
 from lightning_meta.loss_watch import LossWatch
 from lightning_meta.migration import LAYOUT, layout_of, renamed_weights, take_precision
 from lightning_meta.modes import check_mode
-from lightning_meta.nn.features import as_input
-from lightning_meta.nn.normalization import task_norms
+from lightning_meta.nn.features import as_input, zeros_like_inputs
+from lightning_meta.nn.normalization import statistics_from, task_norms
 from lightning_meta.nn.step_graph import StepGraphs
 from lightning_meta.overrides import check_overrides
 from lightning_meta.resuming import check_groups, check_resumed
@@ -288,6 +289,16 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         # Lightning keeps the option nowhere else.
         return isinstance(strategy, ParallelStrategy) and strategy._layer_sync is not None
 
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input of the backbone."""
+
+    @property
+    @abstractmethod
+    def input_dtype(self) -> str:
+        """The dtype of the backbone's stored inputs, such as "uint8"; "" if it is not known."""
+
     def inputs(self, x: Tensor) -> Tensor:
         """Convert stored inputs to the module's dtype; uint8 images are scaled to [0, 1]."""
         assert isinstance(self.dtype, torch.dtype)
@@ -364,15 +375,25 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             keep_in_search(schedule.scheduler)
 
     def _check_precision(self) -> None:
-        """Refuse a network in another precision than float32, to which the Trainer converts inputs.
+        """Refuse a network that does not take inputs in float32, to which the Trainer converts them.
 
-        A Trainer of another precision sets the default dtype here, and converts the module afterwards.
+        A network in another precision may convert its inputs itself, so it is run. A Trainer of another precision sets
+        the default dtype here, and converts the module afterwards.
         """
         dtypes = {p.dtype for p in self.backbone.parameters() if p.is_floating_point()}
-        if torch.get_default_dtype() == torch.float32 and dtypes and self.dtype not in dtypes:
+        if torch.get_default_dtype() != torch.float32 or not dtypes or self.dtype in dtypes:
+            return
+        assert isinstance(self.dtype, torch.dtype)
+        copied, like = copy.deepcopy(self.backbone).eval(), torch.zeros((), dtype=self.dtype, device=self.device)
+        try:
+            with torch.no_grad(), statistics_from(copied, "stored"):
+                copied(zeros_like_inputs(self.input_shape, self.input_dtype, like))
+        except RuntimeError as error:
             network, own = (str(dtype).removeprefix("torch.") for dtype in (min(dtypes, key=str), self.dtype))
             remedy = "give the Trainer precision='64-true'" if network == "float64" else f"convert it to {own}"
-            raise UserError(f"backbone: its parameters are {network}, but the Trainer computes in {own}; {remedy}")
+            raise UserError(
+                f"backbone: its parameters are {network}, but the Trainer computes in {own}; {remedy}"
+            ) from error
 
     def _check_description(self) -> None:
         """Warn of arguments that a checkpoint cannot describe and that must therefore be passed to `load`."""

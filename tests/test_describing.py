@@ -110,3 +110,20 @@ def test_the_caller_may_allow_a_class_or_a_module() -> None:
         build(spec)
     assert build(spec, allow=[Foreign]) == Foreign(2)
     assert build(spec, allow=[__name__]) == Foreign(2)
+
+
+@pytest.mark.parametrize("fitted", [["mean"], "mean", {1: 0.0}, {"mean": {"class_path": "os.system", "init_args": {}}}])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"class_path": "lightning_meta.tasks.Regression", "init_args": {"outputs": 1}},
+        {"class_path": "lightning_meta.nn.MLP", "init_args": {"in_features": 4, "widths": [8]}},
+        {"class_path": "torch.nn.Linear", "init_args": {"in_features": 4, "out_features": 2}},
+        {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.1}},
+        {"import_path": "torch.nn.Linear"},
+    ],
+    ids=["task", "network", "layer", "optimiser", "class"],
+)
+def test_fitted_values_that_are_none_are_refused(spec: dict[str, Any], fitted: Any) -> None:
+    with pytest.raises(UserError):
+        build({**spec, "fitted": fitted})

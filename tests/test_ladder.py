@@ -360,6 +360,21 @@ def test_finished_runs_are_not_reported_after_the_table_has_changed(capsys: pyte
     assert "data: it cannot be checked that they are unchanged since runs/toy/plain/0" in capsys.readouterr().err
 
 
+def test_finished_runs_are_reported_if_a_source_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table_ladder()
+    assert climb("--seeds=[1]") == 0
+
+    def fails(*_: Any) -> None:
+        raise FileNotFoundError("a file that a user's source reads")
+
+    monkeypatch.setattr("lightning_meta.sources.Table.tasks", fails)
+    capsys.readouterr()
+    assert climb("--seeds=[1]") == 0
+    assert "unchanged since runs/toy/plain/0 (a file that a user's source reads)" in capsys.readouterr().err
+
+
 def test_warnings_about_a_run_are_shown_for_each_run() -> None:
     once = _Once()
     for name, shown in (("lightning_meta.data.multi_task", False), ("lightning_meta.multitask.base", True)):

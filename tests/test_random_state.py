@@ -199,3 +199,9 @@ def test_a_module_that_extends_the_hook_has_its_callbacks() -> None:
 
     check_same_after_reset(lambda: Extends(MLP(256, (8,))), toys.pictures)
     assert Counts.steps == 2
+
+
+def test_a_seed_in_the_environment_that_is_no_number_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = lm.ProtoNet(MLP(256, (8,)))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "abc")
+    trainer(1, limit_val_batches=0).fit(module, datamodule=toys.pictures())

@@ -279,9 +279,8 @@ def test_its_help_tells_how_several_gpus_are_used(capsys: pytest.CaptureFixture[
     assert "CUDA_VISIBLE_DEVICES=1" in capsys.readouterr().out
 
 
-def test_a_search_does_not_go_on_with_a_table_that_has_changed(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("optuna")
-    rows = [f"{i % 7},{i % 7 + i % 3}" for i in range(100)]
+def table_search(parameters: dict[str, Any], rows: list[str]) -> None:
+    """Write the files of a search over a linear model of `table.csv`."""
     Path("table.csv").write_text("\n".join(["a,price", *rows]) + "\n")
     source = {
         "class_path": "lightning_meta.sources.Table",
@@ -294,16 +293,40 @@ def test_a_search_does_not_go_on_with_a_table_that_has_changed(capsys: pytest.Ca
         "checkpoint": {"monitor": "val/score"},
     }
     Path("linear.yaml").write_text(yaml.safe_dump(config))
-    space = {**SPACE, "parameters": {"seed_everything": {"values": [1, 2]}}, "method": "grid"}
+    space = {**SPACE, "parameters": parameters, "method": "grid"}
     space |= {"command": ["${program}", "--config=linear.yaml", "${args}"]}
     space |= {"metric": {"name": "val/score", "goal": "maximize"}}
     Path("space.yaml").write_text(yaml.safe_dump(space))
+
+
+@pytest.mark.parametrize("changed", ["better.csv", "worse.csv"])
+def test_a_search_over_tables_does_not_go_on_if_one_of_them_has_changed(
+    changed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna")
+    files = {"better.csv": 3, "worse.csv": 7}
+    for file, noise in files.items():
+        rows = [f"{i % 7},{i % 7 + i % noise}" for i in range(100)]
+        Path(file).write_text("\n".join(["a,price", *rows]) + "\n")
+    table_search({"data.source.path": {"values": list(files)}, "seed_everything": {"values": [1, 2]}}, rows)
+    assert main(["sweep", "--config", "space.yaml", "--trials", "3"]) == 0
+    Path(changed).write_text("".join(Path(changed).read_text().splitlines(keepends=True)[:80]))
+    capsys.readouterr()
+    assert main(["sweep", "--config", "space.yaml"]) == 2
+    assert "data: they have changed since runs/sweep_space/trial_" in capsys.readouterr().err
+
+
+def test_a_search_does_not_go_on_with_a_table_that_has_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna")
+    rows = [f"{i % 7},{i % 7 + i % 3}" for i in range(100)]
+    table_search({"seed_everything": {"values": [1, 2]}}, rows)
     assert main(["sweep", "--config", "space.yaml", "--trials", "1"]) == 0
     Path("table.csv").write_text("\n".join(["a,price", *rows[:80]]) + "\n")
     capsys.readouterr()
     assert main(["sweep", "--config", "space.yaml"]) == 2
     said = capsys.readouterr()
-    assert "data: they have changed since runs/sweep_space/trial_0/0 was trained on them" in said.err
+    assert "data: they have changed since runs/sweep_space/trial_0/0 was trained on them; give the sweep" in said.err
+    assert "remove" not in said.err  # the study would keep the value of the trial
     assert "trial 1" not in said.out
     Path("table.csv").write_text("\n".join(["a,price", *rows]) + "\n")
     assert main(["sweep", "--config", "space.yaml"]) == 0

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from lightning.pytorch import LightningDataModule
 
 from lightning_meta.cli.helping import Parser
 from lightning_meta.data.module import SourceDataModule
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.report.transfer.reading import read_results
+from lightning_meta.silence import silence
 
 _log = logging.getLogger(__name__)
 
@@ -25,13 +25,16 @@ class UnchangedData:
     def __init__(self) -> None:
         self._fingerprints: dict[str, str | None] = {}
 
-    def check(self, data: Callable[[], Any], finished: Iterable[Path], advice: str) -> None:
+    def check(self, data: Callable[[], Any], finished: Iterable[Path], advice: str) -> bool:
         """Refuse finished runs on other data; a warning is logged if the data cannot be read.
 
         Args:
             data: Returns the configuration of the data, the same for all runs.
             finished: Directories of finished runs.
-            advice: What to do instead of removing the run, such as "give the ladder another --name".
+            advice: What to do, such as "give the ladder another --name"; `{run}` in it becomes the directory.
+
+        Returns:
+            False if the data cannot be read.
 
         Raises:
             UserError: The data have changed since a run.
@@ -39,33 +42,24 @@ class UnchangedData:
         stored = {run: read_results(run).get("data_fingerprint") for run in finished}
         stored = {run: fingerprint for run, fingerprint in stored.items() if fingerprint}  # custom data have none
         if not stored:
-            return
+            return True
         try:
             now = self._fingerprint(data())
-        except UserError as error:
-            _log.warning("data: it cannot be checked that they are unchanged since %s (%s)", next(iter(stored)), error)
-            return
+        except Exception as error:  # such as a file that is gone, or anything that a user's source raises
+            why = reason_of(error)
+            _log.warning("data: it cannot be checked that they are unchanged since %s (%s)", next(iter(stored)), why)
+            return False
         for run, fingerprint in stored.items():
             if now != fingerprint:
-                raise UserError(f"data: they have changed since {run} was trained on them; {advice}, or remove {run}")
+                raise UserError(f"data: they have changed since {run} was trained on them; {advice.format(run=run)}")
+        return True
 
     def _fingerprint(self, data: Any) -> str | None:
         key = json.dumps(data, sort_keys=True, default=str)
         if key not in self._fingerprints:
             parser = Parser(exit_on_error=False)
             parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=True)
-            with _silent():  # the runs log the messages about the data
+            with silence("lightning_meta"):  # the runs log the messages about the data
                 module = parser.instantiate(parser.parse_object({"data": data})).data
                 self._fingerprints[key] = module.fingerprint() if isinstance(module, SourceDataModule) else None
         return self._fingerprints[key]
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Suppress log messages up to warnings."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -34,7 +34,7 @@ def are_images(X: Any) -> bool:
         return True
     if dims == IMAGE_DIMS:
         raise UserError("X: an array of three dimensions is neither features nor images; images are (M, C, H, W)")
-    if dims == 2 and not hasattr(X, "columns") and X.shape[1] == 1 and _all_paths(np.asarray(X, object)[:, 0].tolist()):
+    if dims == 2 and isinstance(X, np.ndarray) and X.shape[1] == 1 and _all_paths(X[:, 0].tolist()):
         raise UserError("X: an array of one column of text; if it names files, give them as X[:, 0]")
     if isinstance(X, list | tuple) and not X:
         raise UserError("X: the list is empty; expected files, such as a list by glob, or an array")
@@ -54,13 +54,14 @@ def _are_files(X: Sequence[Any]) -> bool:
         UserError: Some elements are paths and others are not, or an element is the content of a file.
     """
     paths = [isinstance(one, str | PathLike) for one in X]
+    of_files = any(paths)
     for number, (one, is_path) in enumerate(zip(X, paths, strict=True)):
         in_memory = isinstance(one, bytes | bytearray | memoryview | IOBase)
-        if in_memory or (any(paths) and not is_path):
+        if in_memory or (of_files and not is_path):
             what = repr(one) if one is None or isinstance(one, Number) else f"of type {type(one).__name__}"
             give = "; images in memory are given as an array (M, channels, height, width)" if in_memory else ""
             raise UserError(f"X: element {number} is {what}; expected the path of a file{give}")
-    return any(paths)
+    return of_files
 
 
 def parts_of(X: Any, size: int) -> Iterator[Any]:

@@ -52,8 +52,10 @@ def set_cpu_states(states: tuple[Any, Any, Tensor]) -> None:
 
 def just_seeded() -> bool:
     """Whether torch's CPU generator is as `lightning.seed_everything` set it, and nothing has been drawn since."""
-    seed = os.environ.get("PL_GLOBAL_SEED")
-    return seed is not None and torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(int(seed)).get_state())
+    seed = os.environ.get("PL_GLOBAL_SEED", "")
+    if not seed.isdecimal():  # `seed_everything` sets whole numbers from 0
+        return False
+    return torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(int(seed)).get_state())
 
 
 @contextmanager

@@ -178,6 +178,16 @@ class MetaModule(ChecksBatches, Learner, ABC):
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the parameters that depend on the episodes, such as a head on `self.feature_size` features."""
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input of the backbone."""
+        return self.backbone_input_shape(self.spec)
+
+    @property
+    def input_dtype(self) -> str:
+        """The dtype of the stored inputs, such as "uint8"; "" if it is not known."""
+        return self.spec.input_dtype
+
     def backbone_input_shape(self, episodes: EpisodeSpec) -> tuple[int, ...]:
         """The shape of one input of the backbone; override it if the method transforms examples first."""
         return episodes.input_shape
@@ -225,8 +235,8 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """Check that the backbone accepts the inputs, then call `build`."""
         if self.classifies_only and self.spec.task != "classification":
             raise UserError(f"{type(self).__name__} classifies; for regression use MAML")
-        shape, dtype = self.spec.input_shape, self.spec.input_dtype
-        self.feature_size = output_size(self.backbone, self.backbone_input_shape(self.spec), dtype)
+        shape, dtype = self.spec.input_shape, self.input_dtype
+        self.feature_size = output_size(self.backbone, self.input_shape, dtype)
         frozen = frozen_part(self.backbone)
         if frozen is not None and len(shape) == IMAGE_DIMS:  # features and images differ in their number of dimensions
             features = shape_after(frozen, shape, input_dtype=dtype)

@@ -176,7 +176,8 @@ def likeness_of(module: Learner) -> Likeness:
     spec, backbone = module.spec, module.backbone
     learned = not isinstance(backbone, Pretrained) or frozen_part(backbone) is None
     if not learned:
-        learned = any(t.numel() > 1 for name, t in module.state_dict().items() if not name.startswith("backbone."))
+        stored = [value for name, value in module.state_dict().items() if not name.startswith("backbone.")]
+        learned = any(not isinstance(value, Tensor) or value.numel() > 1 for value in stored)
     return Likeness(spec.input_shape, spec.input_dtype, spec.input_statistics, brightness=learned)
 
 

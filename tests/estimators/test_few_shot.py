@@ -263,13 +263,13 @@ def test_mistakes_are_one_line_each(wine: Arrays, pictures: Arrays, files: list[
         FewShotClassifier().fit(x, y).predict(images)
 
 
-@pytest.mark.parametrize("change", ["model", "image_size", "device", "learner", "penalty", "scale"])
+@pytest.mark.parametrize("change", ["model", "image_size", "learner", "penalty", "scale"])
 def test_options_that_are_set_after_a_fit_change_nothing_before_another(
     change: str, pictures: Arrays, files: list[str]
 ) -> None:
     """scikit-learn's convention: predictions depend on fitted attributes only."""
     other = nn.Sequential(nn.Flatten(), nn.Linear(192, 192))
-    options = {"model": other, "image_size": 4, "device": "auto", "learner": "nearest_mean", "penalty": 9.0, "scale": 1}
+    options = {"model": other, "image_size": 4, "learner": "nearest_mean", "penalty": 9.0, "scale": 1}
     own = FewShotClassifier(nn.Flatten(), image_size=8).fit(files, pictures[1])
     before = own.predict_proba(files)
     own.set_params(**{change: options[change]})

@@ -160,6 +160,24 @@ def test_a_network_in_another_precision_than_the_trainer_is_refused(method: type
     trained(lambda: method(backbone().double()), data(), precision="64-true")
 
 
+class Half(nn.Module):
+    """A network in half precision that converts its inputs and outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = backbone().bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.bfloat16()).float()
+
+
+def test_a_network_that_converts_its_inputs_is_trained() -> None:
+    _, seen = trained(lambda: ProtoNet(Half()), data())
+    assert seen.moved.abs().max() > 0
+    with pytest.raises(UserError, match=r"parameters are bfloat16, .* convert it to float32"):
+        trained(lambda: ProtoNet(backbone().bfloat16()), data())
+
+
 def test_a_converted_module_has_a_head_of_its_precision() -> None:
     module, _ = trained(lambda: MAML(backbone(), 0.1, 1).double(), data())
     assert {p.dtype for p in module.parameters()} == {torch.float64}

@@ -191,6 +191,16 @@ def test_no_test_image_of_mnist_is_taken_for_an_inverted_one_and_every_inverted_
                 Likeness((1, 28, 28), "uint8", likeness.statistics).check(image[None])
 
 
+class Counting(R2D2):
+    """Its state dict has an entry that is not a tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     ("kind", "warned"),
     [
@@ -198,6 +208,7 @@ def test_no_test_image_of_mnist_is_taken_for_an_inverted_one_and_every_inverted_
         ("a layer is trained", True),
         ("it is trained", True),
         ("its head is trained", True),
+        ("it keeps a state of its own", True),
     ],
 )
 def test_brightness_is_compared_if_something_was_learned_from_the_training_images(
@@ -213,6 +224,7 @@ def test_brightness_is_compared_if_something_was_learned_from_the_training_image
         "a layer is trained": lambda: ProtoNet(nn.Sequential(Pretrained(), nn.Linear(12, 4)), episodes=spec),
         "it is trained": lambda: ProtoNet(Pretrained(frozen=False), episodes=spec),
         "its head is trained": lambda: MAML(Pretrained(), episodes=spec),
+        "it keeps a state of its own": lambda: Counting(Pretrained(), episodes=spec),
     }[kind]()
     module.configure_model()
     with warnings.catch_warnings(record=True) as caught:

@@ -209,7 +209,7 @@ def _check_data(runs: Sequence[PlannedRun], data: UnchangedData) -> None:
     """Refuse finished runs whose data have changed since, before another run is trained."""
     finished = [run.directory for run in runs if run.finished and run.directory is not None]
     if finished:
-        data.check(lambda: read_yaml(runs[0].file)["data"], finished, "give the ladder another --name")
+        data.check(lambda: read_yaml(runs[0].file)["data"], finished, "give the ladder another --name, or remove {run}")
 
 
 def _run_here(runs: Sequence[tuple[str, PlannedRun]], threads: int) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,19 +128,32 @@ def _options(space: Sweep, values: Mapping[str, Any]) -> list[str]:
 
 
 def _check_data(record: SweepRecord) -> None:
-    """Refuse to add trials to those on other data; options of the data may differ, so one trial is checked."""
-    finished = [trial for trial in record.ranking() if (record.place(trial) / RUN / "results.json").is_file()]
-    if not finished:
-        return
-    place, values = record.place(finished[0]), finished[0].params
+    """Refuse to add trials to those on other data, which options of the data may choose for each trial."""
+    unchanged = UnchangedData()
+    parsed: dict[str, Any] = {}  # a configuration takes a second to parse
 
-    def data() -> Any:
-        where = ["--runs", str(place.parent), "--name", place.name]
-        with using_threads("fit", [*_options(record.space, values), *where]) as fit_args:
-            cli = ParsedOnly(with_shipped(fit_args))
-        return yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))["data"]
+    def data(trial: FrozenTrial) -> Any:
+        options = {name: value for name, value in trial.params.items() if name.startswith("data")}
+        key = json.dumps(options, sort_keys=True)
+        if key not in parsed:
+            parsed[key] = _data_of(record, trial)
+        return parsed[key]
 
-    UnchangedData().check(data, [place / RUN], "give the sweep another --name")
+    for trial in record.ranking():
+        run = record.place(trial) / RUN
+        # Not "or remove the run": the study would keep its value.
+        advice = "give the sweep another --name"
+        if (run / "results.json").is_file() and not unchanged.check(partial(data, trial), [run], advice):
+            return
+
+
+def _data_of(record: SweepRecord, trial: FrozenTrial) -> Any:
+    """The configuration of the data of a trial."""
+    place = record.place(trial)
+    where = ["--runs", str(place.parent), "--name", place.name]
+    with using_threads("fit", [*_options(record.space, trial.params), *where]) as fit_args:
+        cli = ParsedOnly(with_shipped(fit_args))
+    return yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))["data"]
 
 
 def _run_all(record: SweepRecord, trials: int, signals: Signals) -> None:
