@@ -96,8 +96,13 @@ def _code(
 ) -> int:
     """The code of the text in a cell: its index in the texts of the column, `UNSEEN` or `MISSING`."""
     text = _cell(row, place, column["column"], about)
-    if column["of_numbers"] and text.casefold() in BOOLEANS and indices.keys() <= {"0", "1"}:
-        return indices.get(f"{BOOLEANS[text.casefold()]:.0f}", UNSEEN)
+    word = text.casefold()
+    if word in BOOLEANS and column["of_numbers"] and indices.keys() <= {"0", "1"}:
+        return indices.get(f"{BOOLEANS[word]:.0f}", UNSEEN)
+    if word in BOOLEANS and not column["of_numbers"] and len(indices) <= 2:
+        in_any_case = {known.casefold(): index for known, index in indices.items()}
+        if len(in_any_case) == len(indices) and in_any_case.keys() <= BOOLEANS.keys():
+            return in_any_case.get(word, UNSEEN)
     if text and column["of_numbers"]:  # equal numbers, such as 1, 1.0 and 01, are the same text
         value = _as_float(text, about)
         if WHOLE.fullmatch(text):

@@ -90,10 +90,9 @@ class Column:
         """The column as integers or floating-point numbers, null where missing; None for a column of text."""
         from pyarrow import types
 
-        array, kind = self.array, self.array.type
-        if types.is_dictionary(kind):
-            kind = kind.value_type
-            array = array if types.is_string(kind) or types.is_large_string(kind) else array.cast(kind)
+        array, kind = self.array, _kind(self.array)
+        if types.is_dictionary(array.type) and not (types.is_string(kind) or types.is_large_string(kind)):
+            array = array.cast(kind)
         if types.is_boolean(kind):
             return array.cast("int8")
         if types.is_integer(kind) or types.is_floating(kind):
@@ -309,7 +308,7 @@ class Column:
         """Whether the file stores these values as booleans, which are read as 0 and 1."""
         from pyarrow import types
 
-        return bool(types.is_boolean(self.array.type))
+        return bool(types.is_boolean(_kind(self.array)))
 
     def classes(self) -> list[str]:
         """Return the distinct labels, sorted: numbers by value, text by code point."""
@@ -439,11 +438,18 @@ def _as_label(number: float) -> str:
     return "" if np.isnan(number) else f"{number:.0f}" if number == np.rint(number) else repr(number)
 
 
+def _kind(array: pyarrow.ChunkedArray) -> pyarrow.DataType:
+    """The type of the values, also if they are encoded by a dictionary."""
+    from pyarrow import types
+
+    return array.type.value_type if types.is_dictionary(array.type) else array.type
+
+
 def _coded(array: pyarrow.ChunkedArray) -> Coded:
     """Encode cells without leading and trailing white space; an empty cell is missing."""
     from pyarrow import chunked_array, compute, string, types
 
-    kind = array.type.value_type if types.is_dictionary(array.type) else array.type
+    kind = _kind(array)
     if types.is_dictionary(array.type) and types.is_temporal(kind):
         array = array.cast(kind)
     if types.is_timestamp(kind) and kind.tz is not None:

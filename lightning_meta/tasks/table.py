@@ -32,7 +32,8 @@ class NumberFeature:
             standardised columns.
         normal: Whether Φ⁻¹ is applied to the share, so that training inputs are normally distributed.
         missed: Whether a training row misses the number; None in checkpoints of earlier versions.
-        boolean: Whether the column held booleans, so that the texts true and false are 1 and 0.
+        boolean: Whether the column held booleans, so that the texts true and false are 1 and 0; False in checkpoints of
+            earlier versions.
     """
 
     name: str
@@ -44,7 +45,7 @@ class NumberFeature:
     quantiles: Sequence[float] = ()
     normal: bool = False
     missed: bool | None = field(default=None, compare=False)  # it changes no input
-    boolean: bool = False
+    boolean: bool = field(default=False, compare=False)  # nor does it
 
     def __post_init__(self) -> None:
         kinds = {"mean": float, "scale": float, "offset": int, "constant": bool, "indicator": bool, "normal": bool}

@@ -301,6 +301,23 @@ def test_a_comma_before_the_decimals() -> None:
     assert inputs["codes"].shape == (3, 0)
 
 
+@pytest.mark.parametrize(
+    ("texts", "of_numbers", "codes"),
+    [
+        (["False", "True"], False, [1, 1, 1, 0, 0, -1, -2, -2]),
+        (["true"], False, [0, 0, 0, -2, -2, -1, -2, -2]),
+        (["TRUE", "True"], False, [-2, 1, 0, -2, -2, -1, -2, -2]),
+        (["no", "true"], False, [1, -2, -2, -2, -2, -1, -2, -2]),
+        (["0", "1"], True, [1, 1, 1, 0, 0, -1, 1, -2]),
+    ],
+)
+def test_a_boolean_has_the_code_of_its_text_in_training(texts: list[str], of_numbers: bool, codes: list[int]) -> None:
+    """Whether training read it from a CSV file, in any case, or from a Parquet file."""
+    about = {"numbers": [], "texts": [{"column": "x", "texts": texts, "of_numbers": of_numbers}], "missing": [""]}
+    rows = [{"x": cell} for cell in ("true", "True", "TRUE", "false", " False ", "", "1", "old")]
+    assert inputs_of(rows, about | {"decimal": "."})["codes"][:, 0].tolist() == codes
+
+
 @pytest.mark.slow
 def test_the_command_exports_beside_predictions_and_refuses_what_it_cannot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

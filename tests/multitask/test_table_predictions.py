@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning
 import numpy as np
+import pandas
 import pyarrow
 import pyarrow.csv
 import pytest
@@ -26,6 +27,7 @@ from lightning_meta.nn import MLP
 from lightning_meta.run.checkpoint_io import read_checkpoint
 from lightning_meta.sources import Table, Target
 from lightning_meta.sources.table_rows import columns_in, rows_of
+from lightning_meta.tasks.table import NumberFeature
 from tests import methods
 
 Row = dict[str, Any]
@@ -296,11 +298,30 @@ def test_booleans_of_a_csv_and_a_parquet_file_are_the_same(tmp_path: Path) -> No
             trained = model(Table(copied, targets, features, task_column=of_task, **options))
             of_file = [trained.predict_table(tmp_path / f) for f in ("t.parquet", "t.csv", "upper.csv")]
             of_file.append(trained.predict_table(columns))
+            of_file.append(trained.predict_table(pandas.DataFrame(columns).astype({"flag": "category"})))
             for other in of_file[1:]:
                 assert np.array_equal(other["y"], of_file[0]["y"])
             if kind != "tasks":
                 probabilities = {name.casefold() for name in of_file[0] if name.startswith("p(")}
                 assert probabilities == {"p(sold=false)", "p(sold=true)"}
+
+
+def test_a_checkpoint_of_before_booleans_were_marked_matches_its_table(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = {"flag": [i % 3 == 0 for i in range(60)], "x": list(range(60)), "y": [i / 3 for i in range(60)]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    data = lm.MultiTaskDataModule(Table(tmp_path / "t.parquet", {"y": "regression"}), seed=0)
+    data.setup("fit")
+    assert data.spec is not None
+    assert data.spec.table is not None
+    flag, x = data.spec.table.features
+    assert isinstance(flag, NumberFeature)
+    assert flag.boolean
+    before = replace(data.spec, table=replace(data.spec.table, features=(replace(flag, boolean=False), x)))
+    trainer = lightning.Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.test(lm.MultiHead(MLP(2, (4,)), tasks=before), datamodule=data, verbose=False)
+    assert "encoded differently" not in caplog.text
 
 
 @pytest.mark.parametrize("by_column", [False, True])
