@@ -36,7 +36,7 @@ LIBRARIES = ("pyarrow", "numpy", "torch")  # those whose releases may change the
 
 
 class Encoded(NamedTuple):
-    """What a source has made of a table.
+    """The tables and tasks that a source has read.
 
     Attributes:
         tensors: Tensors by name, contiguous, without shared memory.

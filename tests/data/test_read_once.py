@@ -33,7 +33,7 @@ IMAGE = 3 * SIZE**2
 
 
 class Counted:
-    """What happened: `reads` of the cache, `decodes` by name, and `hashed` bytes of examples."""
+    """Counts of `reads` of the cache, of `decodes` by name, and of `hashed` bytes of examples."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reads, self.decodes, self.hashed, self._patch = 0, Counter[str](), 0, monkeypatch
@@ -358,7 +358,7 @@ def test_tables(
 
 
 def _bytes(data: lm.MultiTaskDataModule, split: Split) -> int:
-    """What there is to hash of a split: the hash of train begins that of the whole, those of the others do not."""
+    """The number of bytes of a split that are hashed for a fingerprint."""
     part = data.sets[split]
     assert isinstance(part.inputs, Tensor)
     return part.inputs.nbytes + sum(t.nbytes for t in (*part.targets.values(), *part.rows.values()))
