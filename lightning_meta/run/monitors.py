@@ -75,8 +75,12 @@ def _monitors(trainer: Trainer) -> Iterator[tuple[str, str]]:
             yield "model.lr_scheduler", str(config.monitor or "")
 
 
-def check_defined(trainer: Trainer, monitor: str) -> None:
+def check_defined(trainer: Trainer, monitor: str | None) -> None:
     """Refuse to monitor a score that no validation can have.
+
+    Args:
+        trainer: The Trainer, with its callbacks and schedules.
+        monitor: The metric that decides which checkpoint of the run is the best.
 
     Raises:
         UserError: All validation labels of each of its tasks are equal.
@@ -84,10 +88,10 @@ def check_defined(trainer: Trainer, monitor: str) -> None:
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, MultiTaskDataModule) or data.spec is None:
         return
-    names = without_score(monitor, data.spec.tasks, data.undefined_scores.get("val", []))
-    if names:
-        shown = some_of(map(repr, names), 5)
-        raise UserError(
-            f"checkpoint.monitor: {monitor} is undefined, as the validation rows of {shown} have a single "
-            "label or number; use more data or another division, or monitor val/loss"
-        )
+    for whose, monitored in [("checkpoint.monitor", monitor or ""), *_monitors(trainer)]:
+        names = without_score(monitored, data.spec.tasks, data.undefined_scores.get("val", {}))
+        if names:
+            raise UserError(
+                f"{whose}: {monitored} is undefined, as the validation rows of {some_of(map(repr, names), 5)} "
+                "have a target with a single label or number; use more data or another division, or monitor val/loss"
+            )
