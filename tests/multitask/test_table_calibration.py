@@ -290,6 +290,14 @@ def test_rows_of_a_task_that_is_not_calibrated_have_no_set_or_interval(
     cells = [(row["town"], row[column]) for row in read(Path("predictions.csv"))]
     assert {town for town, cell in cells if not cell} == {"town 1"}
     assert {town for town, cell in cells if cell} == {"town 0", "town 2"}
+    header = Path("predictions.csv").read_text().splitlines()[0]
+    for town in ("town 0", "town 1"):  # the columns do not depend on the rows
+        of_town = [row for row in rows[:30] if row["town"] == town]
+        write(new, of_town, leave_out=(target, "split"))
+        predict = ["predict", "--ckpt_path", str(run.directory), "--table", str(new), "--calibrated", "--overwrite"]
+        assert main(predict) == 0
+        assert Path("predictions.csv").read_text().splitlines()[0] == header
+        assert [bool(row[column]) for row in read(Path("predictions.csv"))] == [town == "town 0"] * len(of_town)
 
 
 def test_new_groups_may_be_covered_less(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
