@@ -21,8 +21,8 @@ EXACT = {"halffloat": 2.0**11, "float": 2.0**24, "double": 2.0**53}
 WHOLE = re.compile(r"[+-]?[0-9]+")
 BOOLEANS = {"false": "0", "true": "1"}
 """Texts of booleans in CSV files, in lower case, and their numbers in other files."""
-NUMBER_WITH_UNIT = re.compile(r"((?:[A-Z]{3} |[^\w\s+.,-]\s?)?)([+-]?\d[\d.,]*)(\s?(?:[^\W\d_]|[%°/²³\"'])*)")
-"""A number and its unit: a currency before it, or letters or a sign after it. Names such as Q1 are not numbers."""
+NUMBER_WITH_UNIT = re.compile(r"([+-]?)([A-Z]{3}\s|[^\w\s+.,:;()-]?)\s?([+-]?\d[\d.,]*)\s?([^\d\s_+.,:;()-]*)")
+"""A number and its unit: a currency before it, or letters or symbols after it. Names such as Q1 are not numbers."""
 SWAPPED = str.maketrans(",.", ".,")
 
 
@@ -364,14 +364,15 @@ class Column:
 
     @property
     def _unit(self) -> str | None:
-        """The same unit after or before all numbers, such as % in 12% or $ in $12; None for other texts."""
+        """The same unit after or before all numbers, such as % in 12% and 3 %, or $ in -$12; None for other texts."""
         found = [NUMBER_WITH_UNIT.fullmatch(text) for text in self._texts.texts]
         parts = [match.groups() for match in found if match is not None]
-        units = {(before, after) for before, _, after in parts}
-        if len(parts) < max(2, len(found)) or len(units) > 1 or not all(self._is_number(n) for _, n, _ in parts):
+        units = {(before.strip(), after) for _, before, _, after in parts}
+        numbers = all(self._is_number(f"{sign}{number}") for sign, _, number, _ in parts)
+        if len(parts) < max(2, len(found)) or len(units) > 1 or not numbers:
             return None
         ((before, after),) = units
-        return (before or after).strip() if bool(before) != bool(after) else None
+        return before or after if bool(before) != bool(after) else None
 
     @property
     def grouped(self) -> str | None:

@@ -288,7 +288,16 @@ def test_a_boolean_in_every_row_is_shown_as_such(tmp_path: Path) -> None:
     ("text", "unit"),
     [
         *(("{}%", "%"), ("{} kg", "kg"), ("{}m²", "m²"), ("$ {}", "$"), ("EUR {}", "EUR"), ("-{}.5 °C", "°C")),
-        *(("Q{}", None), ("room {}", None), ("2026-{}", None), ("{}-a", None), ("{}:00", None)),
+        *(
+            ("{}€", "€"),
+            ("{} €", "€"),
+            ("{}\N{NO-BREAK SPACE}€", "€"),
+            ("-${}", "$"),
+            ("£-{}", "£"),
+            ("{}€/m²", "€/m²"),
+        ),
+        *(("Q{}", None), ("room {}", None), ("2026-{}", None), ("{}-a", None), ("{}:00", None), ("-$-{}", None)),
+        *(("({})", None), ("${}k", None)),
     ],
 )
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -309,6 +318,22 @@ def test_numbers_with_a_unit_are_named(
     else:
         with pytest.raises(UserError, match=f"state multiclass; all values are numbers with '{re.escape(unit)}'"):
             Table(path, {"x": None}).classes()
+
+
+@pytest.mark.parametrize(
+    ("texts", "unit"),
+    [
+        *((["12 %", "13%"], "%"), (["-$12", "$13.50", "$ 14"], "$"), (["USD 1", "-USD 2"], "USD")),
+        *((["12 %", "13 €"], None), (["$12", "12$"], None)),
+    ],
+)
+def test_numbers_with_one_unit_may_be_written_with_and_without_a_space(
+    texts: list[str], unit: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = {"x": [texts[i % len(texts)] for i in range(60)], "n": list(range(60)), "y": [i / 3 for i in range(60)]}
+    parquet.write_table(pyarrow.table(columns), path := tmp_path / "t.parquet")
+    Table(path, {"y": "regression"}).sets()
+    assert (f"all values are numbers with {unit!r}: for a number" in caplog.text) == (unit is not None)
 
 
 def test_what_a_table_says_of_targets_and_features(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
