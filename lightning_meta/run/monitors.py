@@ -68,7 +68,10 @@ def logged_in_validation(trainer: Trainer) -> str:
 
 def _monitors(trainer: Trainer) -> Iterator[tuple[str, str]]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if type(callback).__module__.startswith("lightning.") and getattr(callback, "strict", True):
+        known = type(callback).__module__.startswith("lightning.") or isinstance(
+            callback, EarlyStopping | ModelCheckpoint
+        )
+        if known and getattr(callback, "strict", True):
             yield f"trainer.callbacks: {type(callback).__name__}", str(getattr(callback, "monitor", None) or "")
     for config in trainer.lr_scheduler_configs:
         if config.reduce_on_plateau and config.strict:

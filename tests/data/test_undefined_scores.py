@@ -85,17 +85,23 @@ def test_a_score_of_several_outputs_is_named_before_training(caplog: pytest.LogC
     assert "'a' r2" in said
 
 
+class Custom(EarlyStopping):
+    """A class of the user."""
+
+
 @pytest.mark.parametrize(
     ("callback", "whose"),
     [
         (partial(EarlyStopping, "val/auroc", mode="max"), "callbacks: EarlyStopping: val/auroc"),
+        (partial(Custom, "val/score", mode="max"), "callbacks: Custom: val/score"),
         (partial(ModelCheckpoint, monitor="val/auroc/a", mode="max"), "ModelCheckpoint: val/auroc/a"),
     ],
 )
 def test_every_monitor_of_the_trainer_is_checked(callback: Callable[[], Callback], whose: str, tmp_path: Path) -> None:
-    data = MultiTaskDataModule(Given({"a": Binary()}, sets_of({"a": BOTH}, {"a": NO})), batches_per_epoch=2)
+    data = MultiTaskDataModule(Given({"a": Binary("auroc")}, sets_of({"a": BOTH}, {"a": NO})), batches_per_epoch=2)
+    fit = partial(lm.fit, checkpoint=RunCheckpoint("val/loss"), name="callback", runs=tmp_path, max_epochs=1)
     with pytest.raises(UserError, match=f"{whose} is undefined, as the validation rows of 'a' have"):
-        lm.fit(MultiHead(backbone()), data, name="callback", runs=tmp_path, max_epochs=1, callbacks=[callback()])
+        fit(MultiHead(backbone()), data, callbacks=[callback()])
 
 
 def test_the_monitor_of_a_schedule_and_of_the_run_is_checked(tmp_path: Path) -> None:
