@@ -29,7 +29,7 @@ from lightning_meta.reading import no_file, similar_file
 LONGEST = 400
 _NO_ATTRIBUTE = r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'"
 MOST = 12  # options that a message lists
-QUOTE = " (in YAML, quote no, yes, off and on, which are booleans)"
+QUOTE = " (in YAML, quote no, yes, off, on, false, true, which are booleans)"
 EXTRAS = {"wandb": "wandb", "optuna": "sweep", "onnx": "export", "onnxscript": "export"}  # extra by package
 
 

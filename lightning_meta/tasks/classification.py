@@ -97,12 +97,6 @@ class _Labels(Task, ABC):
         """Minus twice the log loss of a uniform guess; −∞ for other metrics."""
         return -2 * log(self.guesses) if self._choice is not None and self._choice.name == "log_loss" else -inf
 
-    @property
-    def _scores_itself(self) -> bool:
-        """Whether a subclass computes the selection metric itself."""
-        overridden = type(self).example_scores is not _Labels.example_scores
-        return self._choice is None and (overridden or self.selection not in self.names)
-
     def _fitted(self, frequencies: Tensor, largest: Tensor) -> Self:
         """Return the task with its frequencies and weights, and with AUROC as the default metric of rare classes."""
         metric = self.chosen

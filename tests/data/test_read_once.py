@@ -225,8 +225,8 @@ def test_a_file_without_the_hashes_of_tasks_is_made_anew(folder: Path, caplog: p
     """The version before cached the same pools under the same name, with another hash."""
     source = lm.sources.ImageFolder(folder, SIZE, 3)
     listing = source._held_out_listing()
-    key = f"examples divided; {source._key_of(listing)}"
-    cache_file.load_or_build("imagefolder", key, lambda: source._pools_of(listing))
+    key = source._key_of(listing)
+    cache_file.load_or_build("imagefolder", f"examples divided; {key}", lambda: source._decode(listing, key))
     data = tasks(source)
     assert data.fingerprint() == of_sets(data.sets).whole
     assert not caplog.records
