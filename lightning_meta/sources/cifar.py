@@ -183,7 +183,10 @@ def _integers(labels: Any) -> np.ndarray:
     """Convert labels to an array; nested lists are refused, as a few shared by reference expand without limit."""
     if not isinstance(labels, np.ndarray) and not (isinstance(labels, list) and all(type(n) is int for n in labels)):
         raise WrongContentError("its labels are not a list of whole numbers")
-    return np.asarray(labels, np.int64)
+    try:
+        return np.asarray(labels, np.int64)
+    except OverflowError as error:
+        raise WrongContentError("its labels are not a list of whole numbers of 64 bits") from error
 
 
 def _text(name: bytes | str) -> str:

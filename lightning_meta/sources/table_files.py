@@ -284,23 +284,48 @@ def _exact(column: pyarrow.ChunkedArray) -> bool:
 
 
 def _read_parquet(path: Path) -> pyarrow.Table:
-    from pyarrow import parquet
+    """Read the columns without nested values; the others have none in the result, since tables cannot use them.
+
+    A few bytes of a file may declare any number of values. Those of nested columns are not looked up, because pyarrow
+    ends the process if the description of a column is damaged.
+    """
+    from pyarrow import list_, null, nulls, parquet
 
     plain = parquet.ParquetFile(path)
-    _check_header(path, plain.schema_arrow.names)
-    metadata = plain.metadata
-    chunks = [
-        metadata.row_group(g).column(c) for g in range(metadata.num_row_groups) for c in range(metadata.num_columns)
-    ]
-    values = max(sum(chunk.num_values for chunk in chunks), metadata.num_rows * metadata.num_columns)
+    schema, metadata = plain.schema_arrow, plain.metadata
+    _check_header(path, schema.names)
+    rows = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    values = max(rows, metadata.num_rows) * metadata.num_columns
     most = max(LARGEST, 100 * path.stat().st_size)
     if values > most:
         raise UserError(f"{path}: a file of its size may hold at most {most:,} values, but it declares {values:,}")
+    flat = [field.name for field in schema if not _is_nested(field.type)]
+    nested = {field.name: field.type for field in schema if _is_nested(field.type)}
+    for name in flat:
+        if any(name.startswith(f"{other}.") for other in nested):  # pyarrow would read both
+            raise UserError(f"{path}: column {name!r} has the name of a part of another column; rename it")
     # Texts stay encoded by a dictionary; otherwise one long text in each of many rows would fill the memory.
-    table = parquet.ParquetFile(path, read_dictionary=_texts(plain.schema_arrow)).read()
-    for name in table.column_names:
+    table = parquet.ParquetFile(path, read_dictionary=_texts(schema)).read(columns=flat)
+    table.validate(full=True)  # such as texts that are not UTF-8
+    for name in flat:
         _check_texts(f"{path}: column {name!r}", table.column(name), most)
+    for name, kind in nested.items():
+        empty = nulls(len(table), kind if _is_list(kind) else list_(null()))  # other types may have a size
+        table = table.add_column(schema.get_field_index(name), name, empty)
     return table
+
+
+def _is_list(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_map(kind))
+
+
+def _is_nested(kind: pyarrow.DataType) -> bool:
+    """Whether a column of this type may hold several values in a row."""
+    from pyarrow import BaseExtensionType, types
+
+    return bool(types.is_nested(kind.storage_type if isinstance(kind, BaseExtensionType) else kind))
 
 
 def _texts(schema: pyarrow.Schema) -> list[str]:
