@@ -18,13 +18,13 @@ SET_RATES = (OneCycleLR, CyclicLR, SWALR)
 
 
 def groups_of(
-    parameters: Iterable[nn.Parameter], backbone: nn.Module, factor: float
+    parameters: Iterable[nn.Parameter], backbone: Iterable[nn.Module], factor: float
 ) -> list[nn.Parameter] | list[dict[str, Any]]:
     """Return the trainable parameters; if `factor` is not 1, as groups with those of the backbone separate.
 
     Args:
         parameters: Parameters of a module.
-        backbone: Backbone of the module.
+        backbone: The modules of the backbone.
         factor: Factor of the learning rate of the backbone.
 
     Raises:
@@ -33,7 +33,7 @@ def groups_of(
     trained = [p for p in parameters if p.requires_grad]
     if factor == 1:
         return trained
-    of_backbone = {id(p) for p in backbone.parameters() if p.requires_grad}
+    of_backbone = {id(p) for part in backbone for p in part.parameters() if p.requires_grad}
     if not of_backbone:
         raise UserError(
             f"backbone_lr_factor: {factor:g} was given, but all weights of the backbone are frozen; leave it out, or "

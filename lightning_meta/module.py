@@ -173,7 +173,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         Frozen parameters are left out; add them to the optimiser when they are unfrozen. The learning rate of a group
         is multiplied by its `lr_factor`, if it has one.
         """
-        return groups_of(self.parameters(), self.backbone, self.backbone_lr_factor)
+        return groups_of(self.parameters(), [self.backbone], self.backbone_lr_factor)
 
     @abstractmethod
     def build(self, spec: Any) -> None:

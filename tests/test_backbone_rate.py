@@ -29,6 +29,7 @@ from lightning_meta.nn import MLP, Frozen
 from lightning_meta.run import read_checkpoint
 from lightning_meta.testing import toys
 from lightning_meta.weightings import Uncertainty
+from tests.multitask.toys import Toys
 
 OF_RUNS: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1}
 SGD = partial(torch.optim.SGD, lr=0.5)
@@ -164,3 +165,14 @@ def test_the_search_for_a_rate_keeps_the_proportion() -> None:
     for other, backbone in RATES:
         assert backbone == pytest.approx(0.1 * other)
     assert module.lr != 0.5
+
+
+@pytest.mark.parametrize("shared_depth", [None, 0, 1])
+def test_stages_that_tasks_do_not_share_have_the_rate_of_the_backbone(shared_depth: int | None) -> None:
+    module = lm.MultiHead(MLP(4, (8, 8)), shared_depth, optimizer=SGD, backbone_lr_factor=0.1)
+    data = lm.MultiTaskDataModule(Toys(), batch_size=8)
+    lightning.Trainer(max_steps=1, logger=False, enable_checkpointing=False, **OF_RUNS).fit(module, datamodule=data)
+    (optimizer,) = module.trainer.optimizers
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, p in module.named_parameters():
+        assert rates[id(p)] == pytest.approx(0.05 if name.startswith(("backbone.", "branches.")) else 0.5), name

@@ -329,6 +329,11 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
         [],
         "rungs.read_off.weights: equal logs no weights (Equal)",
     ),
+    "weights of a method without any": (
+        with_rungs(tuned_sum={"class_path": "lightning_meta.Independent", "weights": "tuned"}),
+        [],
+        "rungs.tuned_sum.weights: its model shares nothing, so losses cannot be weighted",
+    ),
     "weights of another and a model": (
         with_rungs(read_off={"weights": "cagrad", "class_path": "lightning_meta.MultiHead"}),
         [],

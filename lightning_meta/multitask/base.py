@@ -28,7 +28,7 @@ from lightning_meta.functional.ranks import sum_over_ranks, world_size
 from lightning_meta.metrics import NAMED, SMALL_IS_GOOD
 from lightning_meta.modes import Mode
 from lightning_meta.module import Graph
-from lightning_meta.multitask.combining import drop_gradients, in_order
+from lightning_meta.multitask.combining import drop_gradients, in_order, weighed_tasks
 from lightning_meta.multitask.graphed_steps import GraphedSteps
 from lightning_meta.multitask.recorded_predictions import predictions_of
 from lightning_meta.multitask.records import RecordTable, TaskRecords
@@ -386,8 +386,12 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         weighting = list(self.weighting.parameters())
         of_weighting = {id(p) for p in weighting}
         others = (p for p in self.parameters() if id(p) not in of_weighting)
-        groups = as_groups(groups_of(others, self.backbone, self.backbone_lr_factor))
+        groups = as_groups(groups_of(others, self.backbone_modules(), self.backbone_lr_factor))
         return groups + ([{"params": weighting, "weight_decay": 0.0}] if weighting else [])
+
+    def backbone_modules(self) -> list[nn.Module]:
+        """The modules that `backbone_lr_factor` applies to: the backbone, and parts of it that tasks do not share."""
+        return [self.backbone]
 
     def outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Predictions for a batch by name of the task."""
@@ -435,7 +439,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         else:
             with self._step_features.recorded() if by_features else nullcontext():
                 of_tasks, outputs = self._losses(batch)
-            losses, present = in_order(of_tasks, list(outputs), self.names)
+            losses, present = in_order(of_tasks, list(outputs), self.names, weighed_tasks(batch, self.names))
             # Detached: the weights are the derivatives by the losses; the tasks' gradients are taken one by one below.
             weighed = losses.detach().requires_grad_() if shared else losses
             loss = weighting(weighed, present)
@@ -764,8 +768,9 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         check_shape(f"{type(self.weighting).__name__}.weights", weights, means, "task")
         columns = (column.tolist() for column in (means, weights.detach(), present))
         for name, value, weight, here in zip(self.names, *columns, strict=True):
-            if here:
-                values[f"train/loss/{name}"] = value
+            if not here:  # means of the logged weights are over the steps with the task
+                continue
+            values[f"train/loss/{name}"] = value
             if not isinstance(self.weighting, Equal | Aggregator):
                 values[f"train/weight/{name}"] = weight
         # Not by `self.log`, which would repeat the last value of absent tasks.

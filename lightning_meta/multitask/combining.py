@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_meta.batches import TaskBatch
 from lightning_meta.errors import UserError
-from lightning_meta.functional.ranks import mean_over_ranks
+from lightning_meta.functional.ranks import mean_over_ranks, sum_over_ranks
 from lightning_meta.functional.task_gradients import loss_with_gradients, task_gradients
 from lightning_meta.module import TrainedModule
 from lightning_meta.multitask.step_features import StepFeatures
@@ -133,6 +133,12 @@ class CombinesGradients(TrainedModule, ABC):
                 f"weighting: {type(self.weighting).__name__} combines gradients of shared parameters, and this "
                 f"{type(self).__name__} shares none; use Equal, or a module that shares a backbone"
             )
+        if isinstance(self.weighting, Aggregator) and not self.shared_parameters() and self.trainer.is_global_zero:
+            _log.warning(
+                "weighting: %s combines gradients of shared parameters, and all of them are frozen; until they are "
+                "trained, the losses are only added up, as by Equal",
+                type(self.weighting).__name__,
+            )
         if isinstance(self.weighting, Aggregator) and self.weighting.rep_grad and len(getattr(self, "stems", ())):
             raise UserError(
                 "weighting: rep_grad only trains shared parameters below the features, but each stem belongs to one "
@@ -197,7 +203,8 @@ class CombinesGradients(TrainedModule, ABC):
         precision = self.trainer.precision_plugin
         with torch.no_grad(), untouched(self), precision.forward_context():
             by_name = self.task_losses(batch)
-        losses, present = in_order(torch.stack(list(by_name.values())), list(by_name), self.names)
+        of_tasks, weighed = torch.stack(list(by_name.values())), weighed_tasks(batch, self.names)
+        losses, present = in_order(of_tasks, list(by_name), self.names, weighed)
         self.weighting.observe_step(mean_over_ranks(losses), present)
 
     def _own_parameters(self) -> list[list[nn.Parameter]]:
@@ -335,17 +342,34 @@ def drop_gradients(modules: Iterable[nn.Module], optimizer: torch.optim.Optimize
             p.grad = None
 
 
-def in_order(losses: Tensor, present: list[str], names: list[str]) -> tuple[Tensor, Tensor]:
+def in_order(
+    losses: Tensor, present: list[str], names: list[str], weighed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The losses of all tasks, `(T,)`, 0 for absent ones; and which tasks are present, `(T,)` bool.
 
     Args:
         losses: Losses of the present tasks.
         present: Names of the present tasks.
         names: Names of all T tasks.
+        weighed: Result of `weighed_tasks`; the other tasks are not present.
     """
     if present == names:
-        return losses, torch.ones(len(names), dtype=torch.bool, device=losses.device)
+        there = torch.ones(len(names), dtype=torch.bool, device=losses.device) if weighed is None else weighed
+        return losses, there
     numbers = {name: i for i, name in enumerate(names)}
     places = torch.tensor([numbers[name] for name in present], device=losses.device)
     of_all = losses.new_zeros(len(names)).index_copy(0, places, losses)
-    return of_all, torch.zeros(len(names), dtype=torch.bool, device=losses.device).index_fill(0, places, True)
+    there = torch.zeros(len(names), dtype=torch.bool, device=losses.device).index_fill(0, places, True)
+    return of_all, there if weighed is None else there & weighed
+
+
+def weighed_tasks(batch: TaskBatch, names: Sequence[str]) -> Tensor | None:
+    """Which tasks have labels with a weight above 0 in a batch of all ranks, `(T,)` bool; None without weights.
+
+    If all labels of a task weigh 0, its loss is 0, but not because the task has been learned.
+    """
+    if batch.weights is None:
+        return None
+    sums = {name: weights.sum() for name, weights in batch.weights.items()}
+    none = next(iter(sums.values())).new_zeros(())
+    return sum_over_ranks(torch.stack([sums.get(name, none) for name in names])) > 0

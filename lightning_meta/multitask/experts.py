@@ -41,7 +41,16 @@ def expert_like(network: nn.Module, seed: int, same_start: bool) -> nn.Module:
         seed: Seed of its initial weights.
         same_start: Whether to copy the weights of the first expert; otherwise only those of published and frozen parts.
     """
-    return copy.deepcopy(network) if same_start else fresh(network, seed)
+    if same_start:
+        return copy.deepcopy(network)
+    expert = fresh(network, seed)
+    for part, new_part in zip(network.modules(), expert.modules(), strict=True):
+        parameters = dict(part.named_parameters(recurse=False))
+        if parameters and not any(p.requires_grad for p in parameters.values()):  # new ones would never be trained
+            with torch.no_grad():
+                for name, values in (*parameters.items(), *part.named_buffers(recurse=False)):
+                    getattr(new_part, name).copy_(values)
+    return expert
 
 
 def new_gate(width: int, experts: int, seed: int, columns: Sequence[int] = ()) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_meta.batches import TaskBatch
 from lightning_meta.functional.ranks import sum_over_ranks, world_size
-from lightning_meta.multitask.combining import CombinesGradients, in_order
+from lightning_meta.multitask.combining import CombinesGradients, in_order, weighed_tasks
 from lightning_meta.nn.step_constants import StepConstants
 from lightning_meta.tasks.together import LossesTogether
 from lightning_meta.weightings import Aggregator, Weighting
@@ -86,11 +86,11 @@ class GraphedSteps(CombinesGradients, ABC):
         """The forward pass of a training step, by a CUDA graph if there is one for such batches."""
 
         def forward_pass(
-            batch: TaskBatch, totals: Tensor | None, weights: Tensor | None
+            batch: TaskBatch, totals: Tensor | None, weighed: Tensor | None, weights: Tensor | None
         ) -> tuple[Tensor, tuple[Tensor, Tensor, dict[str, Tensor]]]:
             with self._constants_of_this_run():
                 of_tasks, outputs = self._losses(batch, totals)
-            losses, present = in_order(of_tasks, list(outputs), self.names)
+            losses, present = in_order(of_tasks, list(outputs), self.names, weighed)
             if weights is None:
                 loss = self.weighting(losses, present)
             else:
@@ -99,7 +99,7 @@ class GraphedSteps(CombinesGradients, ABC):
 
         totals, weights = self._totals(batch), self._given_weights()
         unread = [] if weights is None else list(self.weighting.modules())
-        inputs = batch._replace(ids={}), totals, weights
+        inputs = batch._replace(ids={}), totals, weighed_tasks(batch, self.names), weights
         loss, (losses, present, outputs) = self._graphs.loss(forward_pass, self, *inputs, unread=unread)
         # Copies, since the weighting may keep them.
         return ForwardPass(loss, losses.clone(), present.clone(), outputs)

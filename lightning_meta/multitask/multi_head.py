@@ -94,6 +94,10 @@ class MultiHead(MultiTaskModule):
             outputs = list(predictions(heads, features, rows))
         return dict(zip(rows, outputs, strict=True))
 
+    def backbone_modules(self) -> list[nn.Module]:
+        """The shared stages of the backbone, and the copies of the others."""
+        return [self.backbone, self.branches]
+
     def own_modules(self, task: int) -> list[nn.Module]:
         """The task's branch, head and stem."""
         return [*super().own_modules(task), *([self.branches[task]] if len(self.branches) else [])]

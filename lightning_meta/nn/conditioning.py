@@ -96,13 +96,19 @@ def widened(stage: nn.Module, extra: int, option: str) -> tuple[nn.Module, bool]
         The changed copy, and whether its first layer is linear.
 
     Raises:
-        UserError: The stage does not begin with a linear or convolutional layer.
+        UserError: The stage does not begin with a linear or convolutional layer, or that layer is frozen.
     """
     stage = copy.deepcopy(stage)
     for parent_name, layer in stage.named_modules():
         if isinstance(layer, CategoryEmbedding):  # it passes further columns on
             continue
         if isinstance(layer, nn.Linear | nn.Conv2d):
+            if not layer.weight.requires_grad:
+                raise UserError(
+                    f"{option}: the first layer of {type(stage).__name__} is frozen, and concatenated channels would "
+                    "add weights to it; let z enter by film, add or gate, at the output of the network, or do not "
+                    "freeze this layer"
+                )
             if isinstance(layer, nn.Linear):
                 wide: nn.Module = nn.Linear(layer.in_features + extra, layer.out_features, layer.bias is not None)
             elif layer.groups == 1:

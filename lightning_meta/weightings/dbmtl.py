@@ -35,7 +35,8 @@ class DBMTL(Aggregator):
 
     Deviations:
         - Algorithm 1: the average of a task that is absent from the step is unchanged and left out of the sum.
-        - With accumulation, $\nabla \log L_i$ is that of the mean loss of the step's batches.
+        - With accumulation, $\nabla \log L_i$ on the shared parameters is that of the mean loss of the step's batches;
+          the tasks' own parameters get the mean of the batches' $\nabla \log L_i$.
 
     Args:
         beta: Decay β of the moving averages, in [0, 1); with 0, only the gradients of the current step are used.

@@ -32,6 +32,7 @@ class IMTLL(Weighting):
 
     Deviations:
         - $e^{s_i}$ is at most 10⁴; otherwise it would diverge for a task whose loss approaches 0.
+        - The $s_i$ are one parameter: an optimiser with momentum also moves that of a task that is absent from a step.
     """
 
     log_scale: nn.Parameter

@@ -13,9 +13,9 @@ from lightning_meta.weightings.base import Weighting
 
 
 class RandomWeights(Weighting):
-    r"""Draws the weights of each step: $w = T \, \mathrm{softmax}(z)$ with $z_i \sim N(0, 1)$.
+    r"""Draws the weights of each batch: $w = T \, \mathrm{softmax}(z)$ with $z_i \sim N(0, 1)$.
 
-    They are a pure function of a key, which is drawn once from torch's generator, and of the number of the step, so
+    They are a pure function of a key, which is drawn once from torch's generator, and of the number of the batch, so
     they are the same on all ranks and after a resume.
 
     Lin, Ye, Zhang and Tsang, Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning
@@ -29,6 +29,7 @@ class RandomWeights(Weighting):
 
     Deviations:
         - Section 3: the weights sum to T and have mean 1; in the paper they sum to 1.
+        - With accumulation, each batch of a step has weights of its own.
     """
 
     key: Tensor
@@ -42,7 +43,7 @@ class RandomWeights(Weighting):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def weights(self) -> Tensor:
-        """The weights of this step, `(T,)` float64 on the CPU, wherever the losses are; they sum to T."""
+        """The weights of this batch, `(T,)` float64 on the CPU, wherever the losses are; they sum to T."""
         # Uniform numbers are multiples of 2^-53, 0 included, whose quantile is not finite: half a cell is added.
         half_cell = 2.0**-54
         uniform = random_bits.uniform(random_bits.key(self.key, self.step), self.count)
@@ -50,5 +51,5 @@ class RandomWeights(Weighting):
         return self.count * normal.softmax(0)
 
     def observe(self, losses: Tensor, present: Tensor) -> None:
-        """Count the step; arguments as in `Weighting`."""
+        """Count the batch; arguments as in `Weighting`."""
         self.step += 1

@@ -41,6 +41,7 @@ class Uncertainty(Weighting):
         - $\sigma_i$ is at least 0.01, a hundredth of the standard deviation of a target. Otherwise the weight of a task
           whose loss approaches 0 would diverge, and so would every later error. The parameter is clamped, as in a
           projected gradient step.
+        - The $s_i$ are one parameter: an optimiser with momentum also moves that of a task that is absent from a step.
 
     Args:
         revised: Whether to use the revised form of Liebel and Körner.

@@ -22,6 +22,7 @@ from lightning_meta.cli.shipped import as_given
 from lightning_meta.describing import fixed_options
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import import_class
+from lightning_meta.multitask import Grouped, Independent
 from lightning_meta.run.names import refuse_name
 from lightning_meta.weightings import Aggregator, Equal, GradientWeighting
 
@@ -167,6 +168,8 @@ def _check_tuning(file: str, rungs: Mapping[str, dict[str, Any]], weights: Mappi
                 f"{file}, rungs.{rung}.weights: leave out model.weighting, and use a model that has a weighting, such "
                 "as lightning_meta.MultiHead"
             )
+        if rung in weights and issubclass(import_class(config["model"]["class_path"]), Independent | Grouped):
+            raise UserError(f"{file}, rungs.{rung}.weights: its model shares nothing, so losses cannot be weighted")
         source = weights.get(rung, TUNED)
         if source != TUNED:
             weighting = rungs[source]["model"]["init_args"].get("weighting")

@@ -185,5 +185,8 @@ def _logged_weights(rung: str, run: PlannedRun) -> dict[str, float]:
     logged = {name: numbers_of(file, name, column) for name, column in columns.items() if name.startswith(WEIGHT)}
     weights = mean_weights(logged)
     if missing := [task for task in _tasks(run) if task not in weights]:
-        raise UserError(f"{file}: {rung} logged no weight of task {missing[0]!r}; lower --trainer.log_every_n_steps")
+        raise UserError(
+            f"{file}: {rung} logged no weight of task {missing[0]!r}; lower --trainer.log_every_n_steps, unless its "
+            "shared parameters are frozen: then it applies no weights"
+        )
     return weights
