@@ -216,6 +216,10 @@ def test_an_object_that_cannot_be_created_is_named(capsys: pytest.CaptureFixture
     assert line(capsys, *FIT, *options) == "--model.backbone: Odd: 3 is odd: choose an even width"
 
 
+def test_an_argument_that_the_parser_does_not_check_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert line(capsys, *FIT, "--model.dict_kwargs.foo=1") == "--model.foo: there is no such option of MAML"
+
+
 def test_an_error_of_an_unknown_kind_is_shown_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Given, "check", lambda *_: None)
     with pytest.raises(UserError) as caught:

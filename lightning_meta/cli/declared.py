@@ -28,7 +28,7 @@ def options_of(parser: Any) -> dict[str, Action]:
 
 
 def type_of(action: Action) -> Any:
-    """The type that an option was declared with; `Any` without one."""
+    """The type that an option was declared with; `Any` without one. jsonargparse has no public attribute for it."""
     return bool if action.nargs == 0 else getattr(action, "_typehint", None) or action.type or Any
 
 

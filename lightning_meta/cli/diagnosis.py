@@ -121,6 +121,7 @@ class Given:
         return f"there is no such option{meant or f'; {self.pointer}'}"
 
     def _set_all(self, values: Mapping[Any, Any], section: str = "") -> None:
+        """Set the options of a configuration, or of a section such as `trainer`."""
         for key, value in values.items():
             name = f"{section}{key}"
             if name in self.options or not any(option.startswith(f"{name}.") for option in self.options):
@@ -129,6 +130,7 @@ class Given:
                 self._set_all(value, f"{name}.")
 
     def _set(self, name: str, value: Any) -> None:
+        """Set an option, such as `model`, an argument in its value, `model.inner_lr`, or append to it, `name+`."""
         option, path = name.removesuffix("+"), list[str]()
         while option and option not in self.options:
             option, _, last = option.rpartition(".")
@@ -180,7 +182,7 @@ class Given:
             if classes_of(item):
                 return inner
         if classes and isinstance(value, str) and (make := self._found(option, kind, str(value))) is not None:
-            return Made(make, old.arguments if isinstance(old, Made) else {})  # those that it lacks do no harm
+            return Made(make, old.arguments if isinstance(old, Made) else {})  # those that it lacks are ignored
         if not fits(kind, value):
             raise _mistake(option, self._unfit(kind, value))
         return value

@@ -213,7 +213,7 @@ def _made(path: str, config: Any) -> Any:
         return config
     if "class_path" not in config:
         return Namespace({name: _made(f"{path}.{name}", value) for name, value in vars(config).items()})
-    init_args = vars(config.get("init_args", Namespace()))
+    init_args = {**vars(config.get("init_args", Namespace())), **(config.get("dict_kwargs") or {})}
     arguments = {name: _made(f"{path}.{name}", value) for name, value in init_args.items()}
     try:
         cls = import_object(config.class_path)
