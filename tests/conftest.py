@@ -1,4 +1,4 @@
-"""What every test stands on: a cache that is not the user's, one seed, and the folder of real data."""
+"""Fixtures of all tests: a cache that is not the user's, one seed, and the folder of real data."""
 
 from __future__ import annotations
 

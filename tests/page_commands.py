@@ -130,7 +130,7 @@ ELSEWHERE = {
     },
     "python -m tests.multitask.two_task_toy": "minutes; test_two_task_toy.py follows two of its methods",
 }
-"""What is not run by the test of commands, and why."""
+"""Commands that the test does not run, and the reasons."""
 
 
 def _parts(line: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the README, the pages and the docstrings show is run; what they name is there."""
+"""The examples of README, pages and docstrings are run, and the names in them exist."""
 
 from __future__ import annotations
 

@@ -154,6 +154,7 @@ def test_killed_at_random_moments_it_ends_as_if_it_never_was(seed: int, folder: 
     assert found["whole"] == found["killed"]
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_how_many_train_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert climb("--name=one", "--seeds=[1]") == 0

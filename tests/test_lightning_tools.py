@@ -1074,7 +1074,7 @@ def test_a_rate_that_was_found_is_used(family: Family, given: str, tmp_path: Pat
         assert load(tmp_path / "found.ckpt", allow=[Net]).lr == pytest.approx(suggested)
 
 
-@every_family
+@two_families
 def test_the_tuner_finds_a_batch_size(family: Family, tmp_path: Path) -> None:
     data = family.data(**{_per_epoch(family): 40})
     tuner = Tuner(trainer(tmp_path))

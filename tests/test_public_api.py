@@ -1,4 +1,4 @@
-"""What `import lightning_meta as lm` gives, and what it costs."""
+"""The names that `import lightning_meta as lm` provides, and how long the import takes."""
 
 from __future__ import annotations
 

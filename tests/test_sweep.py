@@ -299,6 +299,7 @@ def table_search(parameters: dict[str, Any], rows: list[str]) -> None:
     Path("space.yaml").write_text(yaml.safe_dump(space))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["better.csv", "worse.csv"])
 def test_a_search_over_tables_does_not_go_on_if_one_of_them_has_changed(
     changed: str, capsys: pytest.CaptureFixture[str]
@@ -316,6 +317,7 @@ def test_a_search_over_tables_does_not_go_on_if_one_of_them_has_changed(
     assert "data: they have changed since runs/sweep_space/trial_" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_search_does_not_go_on_with_a_table_that_has_changed(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("optuna")
     rows = [f"{i % 7},{i % 7 + i % 3}" for i in range(100)]

@@ -104,6 +104,7 @@ def said() -> str:
     return "\n".join(file.read_text() for file in Path().glob("said_*"))
 
 
+@pytest.mark.slow
 def test_processes_share_a_search_and_none_runs_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, "time.sleep(random.uniform(0, 0.2)); finish(number)")
     shared_round(GRID, 6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from math import isnan
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from lightning_meta.building import build
 from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.tasks import Binary, Classification, Multilabel, Regression, Task, TasksSpec
+from lightning_meta.tasks.evaluating import Evaluation, evaluated
 
 M = 40
 
@@ -292,3 +294,27 @@ def test_what_a_module_must_know_of_its_tasks_is_made_again() -> None:
     assert (again.input_shapes, again.train_examples) == (spec.input_shapes, spec.train_examples)
     assert again.descriptors == spec.descriptors
     assert describe(again) == describe(spec)
+
+
+@pytest.mark.parametrize(
+    ("task", "targets"),
+    [
+        (Classification(3), torch.tensor([0, 0, 0, 1, 2, 0])),
+        (Binary(), torch.tensor([0, 0, 1, 0, 0, 1])),
+        (Multilabel(2), torch.tensor([[0, 1]] * 3 + [[1, 0]] * 3)),
+        (Regression(1), torch.arange(6.0)[:, None]),
+    ],
+    ids=["classes", "binary", "labels", "numbers"],
+)
+def test_no_metric_takes_nan_for_a_prediction(task: Task, targets: Tensor) -> None:
+    outputs = torch.linspace(-1, 1, 6 * task.outputs, dtype=torch.float64).reshape(6, task.outputs)
+    outputs[2, -1] = float("nan")
+    for metric in task.names:
+        assert isnan(task.evaluate(outputs, targets, metric)), metric
+    together = evaluated([Evaluation(outputs, targets, task, list(task.names))] * 2)
+    assert all(isnan(value) for values in together for value in values.values())
+
+
+def test_in_an_episode_a_prediction_of_nan_is_wrong() -> None:
+    logits = torch.tensor([[[2.0, 0.0], [float("nan"), 0.0]], [[float("nan")] * 2] * 2])
+    assert Classification().score(logits, torch.zeros(2, 2, dtype=torch.long)).tolist() == [0.5, 0.0]

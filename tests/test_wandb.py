@@ -72,6 +72,7 @@ def test_a_configuration_adds_wandb_to_another() -> None:
     assert [a.type for a in page.artifacts if a.type == "model"] == ["model"]
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_process_have_a_page_each() -> None:
     for _ in range(2):
         assert fit(config="toy") == 0

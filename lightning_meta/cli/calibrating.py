@@ -208,7 +208,7 @@ def print_table_calibration(found: CalibratedTable, path: Path, spec: TableSpec)
 
 
 def identity(module: MetaModule | MultiTaskModule) -> dict[str, Any]:
-    """What a calibration holds for: the weights, and options that change predictions."""
+    """The weights and the options that change predictions; a calibration is only valid for these."""
     weights = of_weights((name, tensor) for name, tensor in module.state_dict().items() if hasattr(tensor, "dtype"))
     options = {name: getattr(module, name) for name in OPTIONS if hasattr(module, name)}
     return {"model": public_path(type(module)), **options, "weights": weights}

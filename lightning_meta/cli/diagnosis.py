@@ -40,7 +40,7 @@ from lightning_meta.reading import LARGEST_YAML, no_file, parse_yaml, read_text,
 
 LONGEST = 400  # characters of a line
 MOST = 12  # options that a message lists
-QUOTE = " (in YAML, quote no, yes, off and on, which are booleans)"
+QUOTE = " (in YAML, quote no, yes, off, on, false, true, which are booleans)"
 _MISSING = object()  # the value of an option that has none
 
 

@@ -60,13 +60,26 @@ def predict_rows(config: Namespace, model: Any) -> None:
         write_table(Path(config.out), zip(*columns, strict=True), delimiter)
     except OSError as error:
         raise UserError(f"--out {config.out}: the file cannot be written ({error.strerror})") from error
-    # Rows of a task without a calibration have None.
-    columns_of_bools = [[v for v in of if isinstance(v, bool | np.bool_)] for of in predictions.values()]
-    abstained = [of for of in columns_of_bools if of]
+    abstained = [cells for values in predictions.values() if (cells := booleans_in(values))]
     if abstained:
         count = f"{sum(map(sum, abstained))} of {sum(map(len, abstained))}"
         print(f"abstained from {count} labels, for which no class is probable enough (columns abstained)")
     print(f"{rows} rows, {len(model.names)} {'task' if len(model.names) == 1 else 'tasks'}: written to {config.out}")
+
+
+def booleans_in(values: NDArray[Any]) -> list[bool]:
+    """Return the cells of a column of booleans; those of rows whose task is not calibrated are None, and left out.
+
+    Args:
+        values: A column, `(n,)`.
+
+    Returns:
+        The booleans; none for a column of another type.
+    """
+    if values.dtype != object:
+        return values.tolist() if values.dtype == bool else []
+    first = next((value for value in values if value is not None), None)
+    return [value for value in values if value is not None] if isinstance(first, bool) else []
 
 
 def _as_text(values: NDArray[Any], decimal: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
@@ -33,19 +32,11 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterabl
 class DecodedSource(Source):
     """Base of the sources that read files: decodes them into the cache and loads them from it.
 
-    A subclass implements `_key`, which identifies the decoded result, and `_decode`, which computes it.
+    A subclass implements `pools` by `_pools`.
     """
 
     _pool_hashes: HashedParts | None = None
     _opened: Mapping[str, Cached] = {}  # pools already read, by key
-
-    @abstractmethod
-    def _key(self) -> str:
-        """Return a text that contains everything on which the result of `_decode` depends."""
-
-    @abstractmethod
-    def _decode(self) -> dict[Split, Pool]:
-        """Find, verify and decode the files."""
 
     def prepare(self) -> None:
         """Download and decode into the cache what is not there yet; runs in one process per machine."""
@@ -55,9 +46,14 @@ class DecodedSource(Source):
         """As `prepare`, for `held_out`."""
         self.held_out()
 
-    def pools(self) -> dict[Split, Pool]:
-        """The pools of the splits, memory-mapped from the cache; read and checked once, however often they are used."""
-        cached = self._open(self._key(), self._decode, of_pools)
+    def _pools(self, key: str, decode: Callable[[], Mapping[Split, Pool]]) -> dict[Split, Pool]:
+        """The pools of the splits, memory-mapped from the cache; read and checked once, however often they are used.
+
+        Args:
+            key: Text that contains everything on which the pools depend.
+            decode: Function that finds, verifies and decodes the files.
+        """
+        cached = self._open(key, decode, of_pools)
         self._pool_hashes = HashedParts(cached.pools, cached.hashes)
         return dict(cached.pools)
 

@@ -57,7 +57,6 @@ class ImageFilesSource(DecodedSource):
     root: Path
     image_size: int
     channels: int
-    _keyed: str
     _warned = False
 
     def _setup(self, root: str | Path, image_size: int, channels: int) -> None:
@@ -81,8 +80,17 @@ class ImageFilesSource(DecodedSource):
 
     def prepare(self) -> None:
         """Decode the files into the cache, after a warning of images whose formats are not supported."""
-        self._warn_of_unread(self._listing())
-        super().prepare()
+        listing = self._listing()
+        self._warn_of_unread(listing)
+        self._pools_of(listing)
+
+    def pools(self) -> dict[Split, Pool]:
+        """Return the pools of the splits, decoded again if the folder has changed."""
+        return self._pools_of(self._listing())
+
+    def _pools_of(self, listing: Listing) -> dict[Split, Pool]:
+        key = self._key_of(listing)
+        return self._pools(key, lambda: self._decode(listing, key))
 
     def _warn_of_unread(self, listing: Listing) -> None:
         """Warn, once per source, of files beside those of a listing."""
@@ -95,9 +103,6 @@ class ImageFilesSource(DecodedSource):
         """Return the names of the files of each class."""
         return {name: [file.name for file in files] for name, files in self._listing()[split].items()}
 
-    def _key(self) -> str:
-        return self._key_of(self._listing())
-
     def _key_of(self, listing: Listing) -> str:
         sha = hashlib.sha256(os.fsencode(self.root.resolve()))
         for split, classes in listing.items():
@@ -108,18 +113,14 @@ class ImageFilesSource(DecodedSource):
                     except OSError as error:
                         raise UserError(f"{file}: the file cannot be read ({error.strerror})") from error
                     sha.update(repr((split, name, file.name, state.st_size, state.st_mtime_ns)).encode())
-        self._keyed = f"{self.channels} channels, {self.image_size} pixels, lanczos, on white, files {sha.hexdigest()}"
-        return self._keyed
+        return f"{self.channels} channels, {self.image_size} pixels, lanczos, on white, files {sha.hexdigest()}"
 
-    def _decode(self) -> dict[Split, Pool]:
-        return self._pools_of(self._listing())
-
-    def _pools_of(self, listing: Listing) -> dict[Split, Pool]:
-        before = self._keyed
+    def _decode(self, listing: Listing, key: str) -> dict[Split, Pool]:
+        """Decode the files of a listing, whose `_key_of` was `key` before."""
         faults: Faults = []
         pools = {split: self._pool(listing[split], split, faults) for split in SPLITS}
         refuse(faults)
-        if self._key_of(listing) != before:  # the pools must not be cached under the key of the earlier files
+        if self._key_of(listing) != key:  # the pools must not be cached under the key of the earlier files
             raise UserError(f"{self.root}: files changed while they were read; wait until all are there and run again")
         return pools
 

@@ -22,7 +22,7 @@ from lightning_meta.data.source import Source, TaskSource, check_inputs, check_p
 from lightning_meta.data.task_batches import AllExamples, TaskBatches, evaluated_at_once, subset
 from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
-from lightning_meta.data.undefined_scores import undefined_scores
+from lightning_meta.data.undefined_scores import Undefined, undefined_scores
 from lightning_meta.errors import UserError, some_of
 from lightning_meta.tasks import Classification, Task, TasksSpec
 from lightning_meta.tasks.few_rows import FEWEST_ROWS, enough_rows
@@ -102,7 +102,7 @@ class MultiTaskDataModule(SourceDataModule):
         self.evaluation_batch_size, self.train_subset = evaluation_batch_size, train_subset
         self.sets: dict[Split, TaskSet] = {}
         self.spec: TasksSpec | None = None
-        self.undefined_scores: dict[Split, list[str]] = {}
+        self.undefined_scores: dict[Split, Undefined] = {}
         self._by_inputs = False
         self._known_hashes: Hashes | None = None
 
@@ -376,15 +376,16 @@ def say_single_values(train: TaskSet) -> None:
         )
 
 
-def say_undefined_scores(tasks: Mapping[str, Task], undefined: Mapping[Split, Sequence[str]]) -> None:
+def say_undefined_scores(tasks: Mapping[str, Task], undefined: Mapping[Split, Undefined]) -> None:
     """Warn of tasks whose score is undefined in validation or testing, in one line for each."""
-    for split, names in undefined.items():
+    for split, of_split in undefined.items():
+        names = [name for name, metrics in of_split.items() if tasks[name].selection in metrics]
         if names:
             shown = [f"{name!r} {tasks[name].selection}" for name in names]
             _log.warning(
-                "scores: %d of %d tasks have a single label or number in the %s split, where their score is undefined "
-                "and does not count in means over tasks: %s; use more data or another division, or leave them out with "
-                "`tasks`",
+                "scores: %d of %d tasks have a target with a single label or number in the %s split, where their score "
+                "is undefined and does not count in means over tasks: %s; use more data or another division, or leave "
+                "them out with `tasks`",
                 *(len(names), len(tasks), split, some_of(shown, 5)),
             )
 

@@ -27,7 +27,7 @@ REPEATS = 3
 
 
 def by_rule(network: nn.Module, inner_gradients: bool, batch: Episode) -> TaskMap:
-    """What is usually faster, as measured on CPUs with `scripts/benchmark.py`.
+    """The strategy that is usually faster, as measured on CPUs with `scripts/benchmark.py`.
 
     With one task there is nothing to vectorise. On a CPU, `vmap` turns adapted convolutions into grouped convolutions,
     which are slower than a loop if a task has many or large images; convolutions that all tasks share gain nothing from

@@ -722,7 +722,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         return weighted
 
     def _losses_together(self, outputs: Mapping[str, Tensor], batch: TaskBatch) -> LossesTogether:
-        """What computes the losses, once the outputs are checked."""
+        """Check the outputs, and return the object that computes the losses."""
         tasks = self.spec.tasks
         if not isinstance(outputs, Mapping) or outputs.keys() != batch.targets.keys():
             returned = ", ".join(outputs) if isinstance(outputs, Mapping) else f"a {type(outputs).__name__}"

@@ -223,13 +223,15 @@ def _by_row(
 ) -> Predictions:
     """The columns of the only target, in which each row is predicted by its own task.
 
-    Rows of a task that is not calibrated have no set and do not say whether the model abstains, None, or have the
-    interval NaN.
+    If any task of the model is calibrated, there are columns for it whatever the rows: those of a task that is not
+    calibrated have no set and do not say whether the model abstains, None, or have the interval NaN.
     """
     parts = [columns_for(target, tasks[name], y, calibrations.get(name)) for name, y in outputs.items()]
     order = torch.cat(list(rows.of_task.values())).argsort().numpy()
-    most = max(parts, key=len)
-    empty = {name: np.nan if column.dtype.kind == "f" else None for name, column in most.items()}
+    calibration = next((of_task for of_task in calibrations.values() if of_task is not None), None)
+    first, y = next(iter(outputs.items()))
+    every = columns_for(target, tasks[first], y[:1], calibration)
+    empty = {name: np.nan if column.dtype.kind == "f" else None for name, column in every.items()}
     cells = {
         name: [part.get(name, np.full(len(y), missing)) for part, y in zip(parts, outputs.values(), strict=True)]
         for name, missing in empty.items()

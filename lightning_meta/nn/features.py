@@ -94,7 +94,7 @@ def shape_after(
 
 
 def _fix(network: nn.Module, shape: tuple[int, ...], real: bool) -> str:
-    """What to change for a network that does not take inputs of a shape, by the kind of data."""
+    """Advice for a network that does not take inputs of a shape, by the kind of data."""
     if not real:
         return "let it begin with torch.nn.Embedding, or let the source give float32 inputs if they are not ids"
     if isinstance(network, MLP):  # flattens its inputs

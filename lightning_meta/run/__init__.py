@@ -1,4 +1,4 @@
-"""What a run leaves behind: its directory, metrics, checkpoints and results."""
+"""Runs: their directories, metrics, checkpoints and results."""
 
 from lightning_meta.public_names import attach
 

@@ -101,9 +101,12 @@ class RunCheckpoint(Callback):
         check_modes(trainer)
         if self.monitor is not None:
             check_task_mode(pl_module, self.monitor, self.mode)
-            check_defined(trainer, self.monitor)
         if trainer.global_step == 0:  # what a run to resume holds is read after this
             self.best, self._seconds_before = BestScore(self.mode), 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to monitor a score that no validation can have; the schedules exist only now."""
+        check_defined(trainer, self.monitor)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and initialise the state between two steps."""

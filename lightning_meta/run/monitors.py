@@ -68,15 +68,22 @@ def logged_in_validation(trainer: Trainer) -> str:
 
 def _monitors(trainer: Trainer) -> Iterator[tuple[str, str]]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if type(callback).__module__.startswith("lightning.") and getattr(callback, "strict", True):
+        known = type(callback).__module__.startswith("lightning.") or isinstance(
+            callback, EarlyStopping | ModelCheckpoint
+        )
+        if known and getattr(callback, "strict", True):
             yield f"trainer.callbacks: {type(callback).__name__}", str(getattr(callback, "monitor", None) or "")
     for config in trainer.lr_scheduler_configs:
         if config.reduce_on_plateau and config.strict:
             yield "model.lr_scheduler", str(config.monitor or "")
 
 
-def check_defined(trainer: Trainer, monitor: str) -> None:
+def check_defined(trainer: Trainer, monitor: str | None) -> None:
     """Refuse to monitor a score that no validation can have.
+
+    Args:
+        trainer: The Trainer, with its callbacks and schedules.
+        monitor: The metric that decides which checkpoint of the run is the best.
 
     Raises:
         UserError: All validation labels of each of its tasks are equal.
@@ -84,10 +91,10 @@ def check_defined(trainer: Trainer, monitor: str) -> None:
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, MultiTaskDataModule) or data.spec is None:
         return
-    names = without_score(monitor, data.spec.tasks, data.undefined_scores.get("val", []))
-    if names:
-        shown = some_of(map(repr, names), 5)
-        raise UserError(
-            f"checkpoint.monitor: {monitor} is undefined, as the validation rows of {shown} have a single "
-            "label or number; use more data or another division, or monitor val/loss"
-        )
+    for whose, monitored in [("checkpoint.monitor", monitor or ""), *_monitors(trainer)]:
+        names = without_score(monitored, data.spec.tasks, data.undefined_scores.get("val", {}))
+        if names:
+            raise UserError(
+                f"{whose}: {monitored} is undefined, as the validation rows of {some_of(map(repr, names), 5)} "
+                "have a target with a single label or number; use more data or another division, or monitor val/loss"
+            )

@@ -62,8 +62,9 @@ class _Cifar100(DecodedSource):
     def _split(self, superclass: dict[str, str]) -> dict[Split, list[str]]:
         """Return the classes of each split, given the superclass of every class."""
 
-    def _key(self) -> str:
-        return f"{type(self).__name__} of the official archive"
+    def pools(self) -> dict[Split, Pool]:
+        """Return the pools of the splits, whose groups are the superclasses."""
+        return self._pools(f"{type(self).__name__} of the official archive", self._decode)
 
     def _decode(self) -> dict[Split, Pool]:
         classes = read_official(OfficialFile(ARCHIVE, self.url), read_cifar100)

@@ -21,8 +21,8 @@ EXACT = {"halffloat": 2.0**11, "float": 2.0**24, "double": 2.0**53}
 WHOLE = re.compile(r"[+-]?[0-9]+")
 BOOLEANS = {"false": "0", "true": "1"}
 """Texts of booleans in CSV files, in lower case, and their numbers in other files."""
-NUMBER_WITH_UNIT = re.compile(r"((?:[A-Z]{3} |[^\w\s+.,-]\s?)?)([+-]?\d[\d.,]*)(\s?(?:[^\W\d_]|[%°/²³\"'])*)")
-"""A number and its unit: a currency before it, or letters or a sign after it. Names such as Q1 are not numbers."""
+NUMBER_WITH_UNIT = re.compile(r"([+-]?)([A-Z]{3}\s|[^\w\s+.,:;()-]?)\s?([+-]?\d[\d.,]*)\s?([^\d\s_+.,:;()-]*)")
+"""A number and its unit: a currency before it, or letters or symbols after it. Names such as Q1 are not numbers."""
 SWAPPED = str.maketrans(",.", ".,")
 
 
@@ -241,9 +241,15 @@ class Column:
         return str(int(text))
 
     @property
+    def named(self) -> Coded:
+        """The values as in `coded`, but booleans are False and True, as in a CSV file."""
+        names = {"0": "False", "1": "True"}
+        return self.coded.changed(names[text] for text in self.coded.texts) if self.boolean else self.coded
+
+    @property
     def labels(self) -> list[str]:
-        """The text of each row as in `coded`, "" where it is missing."""
-        return self.coded.of_rows()
+        """The text of each row as in `named`, "" where it is missing."""
+        return self.named.of_rows()
 
     @cached_property
     def spelled(self) -> Coded:
@@ -270,12 +276,8 @@ class Column:
             return self.spelled.changed(str(int(text.casefold() == "true")) for text in self.spelled.texts)
         if of_numbers:
             return self.spelled.changed(map(self._number_as_text, self.spelled.texts))
-        spelled = {text.casefold(): text for text in training}
-        if len(spelled) == len(training) and BOOLEANS.keys() >= spelled.keys():
-            if self.boolean:
-                names = {number: spelled.get(word, word) for word, number in BOOLEANS.items()}
-                return self.coded.changed(names[text] for text in self.coded.texts)
-            return self.spelled.changed(spelled.get(text.casefold(), text) for text in self.spelled.texts)
+        if (booleans := self._booleans_as(training)) is not None:
+            return booleans
         if self.boolean:
             some = ", ".join(map(repr, sorted(training)[:5])) + (", ..." if len(training) > 5 else "")
             raise UserError(f"{self.where} holds booleans, but in training the texts {some}; use these texts")
@@ -297,11 +299,28 @@ class Column:
         values = np.array([*(text.casefold() == "true" for text in texts), False])[codes]
         return Column(self.where, pyarrow.chunked_array([pyarrow.array(values, mask=codes < 0)]), line_of=self.line_of)
 
+    def _booleans_as(self, words: Collection[str]) -> Coded | None:
+        """Return the cells with booleans as they are spelled in `words`, false and true in any case.
+
+        Args:
+            words: Texts of which each is false or true, without duplicates in any case; for others None is returned.
+        """
+        spelled = {word.casefold(): word for word in words}
+        if len(spelled) < len(words) or not BOOLEANS.keys() >= spelled.keys():
+            return None
+        if self.boolean:
+            names = {number: spelled.get(word, word) for word, number in BOOLEANS.items()}
+            return self.coded.changed(names[text] for text in self.coded.texts)
+        return self.spelled.changed(spelled.get(text.casefold(), text) for text in self.spelled.texts)
+
     def labels_like(self, classes: Collection[str] | None) -> Coded:
-        """Return `coded`, with booleans as False and True, as in a CSV file, unless the stated classes are 0 and 1."""
-        if not self.boolean or {"0", "1"}.issuperset(classes or "?"):
-            return self.coded
-        return self.coded.changed("True" if text == "1" else "False" for text in self.coded.texts)
+        """Return `named`, with booleans as in the stated classes: false and true in any case, or 0 and 1."""
+        if classes is None or not (self.boolean or self._spells_booleans):
+            return self.named
+        if {"0", "1"}.issuperset(classes):
+            return self.flags.coded
+        booleans = self._booleans_as(classes)
+        return self.named if booleans is None else booleans
 
     @property
     def boolean(self) -> bool:
@@ -311,8 +330,9 @@ class Column:
         return bool(types.is_boolean(_kind(self.array)))
 
     def classes(self) -> list[str]:
-        """Return the distinct labels, sorted: numbers by value, text by code point."""
-        return sorted(self.coded.texts, key=Decimal) if self.first_text is None else sorted(self.coded.texts)
+        """Return the distinct labels as in `named`, sorted: numbers by value, text by code point."""
+        of_text = self.boolean or self.first_text is not None
+        return sorted(self.named.texts, key=None if of_text else Decimal)
 
     @property
     def hint(self) -> str:
@@ -344,14 +364,15 @@ class Column:
 
     @property
     def _unit(self) -> str | None:
-        """The same unit after or before all numbers, such as % in 12% or $ in $12; None for other texts."""
+        """The same unit after or before all numbers, such as % in 12% and 3 %, or $ in -$12; None for other texts."""
         found = [NUMBER_WITH_UNIT.fullmatch(text) for text in self._texts.texts]
         parts = [match.groups() for match in found if match is not None]
-        units = {(before, after) for before, _, after in parts}
-        if len(parts) < max(2, len(found)) or len(units) > 1 or not all(self._is_number(n) for _, n, _ in parts):
+        units = {(before.strip(), after) for _, before, _, after in parts}
+        numbers = all(self._is_number(f"{sign}{number}") for sign, _, number, _ in parts)
+        if len(parts) < max(2, len(found)) or len(units) > 1 or not numbers:
             return None
         ((before, after),) = units
-        return (before or after).strip() if bool(before) != bool(after) else None
+        return before or after if bool(before) != bool(after) else None
 
     @property
     def grouped(self) -> str | None:
@@ -384,7 +405,7 @@ class Column:
         if self.missing[row]:
             return repr(None)
         if self._cells is not None and self.as_text is None:
-            return repr(str(self._cells[row]))
+            return repr(str(self.array[row]))  # a boolean is True, as in `named`, and not 1
         return repr(self.spelled.texts[self.spelled.codes[row]])
 
     def complete(self) -> Column:

@@ -78,13 +78,17 @@ class ImageFolder(ImageFilesSource):
         Raises:
             UserError: A class has no image in some split, or fewer than three images to divide.
         """
-        listing = self._held_out_listing()
-        return self._held_out(f"examples divided; {self._key_of(listing)}", lambda: self._pools_of(listing))
+        return self._held_out_of(self._held_out_listing())
 
     def prepare_held_out(self) -> None:
         """As `prepare`, for `held_out`."""
-        self._warn_of_unread(self._held_out_listing())
-        super().prepare_held_out()
+        listing = self._held_out_listing()
+        self._warn_of_unread(listing)
+        self._held_out_of(listing)
+
+    def _held_out_of(self, listing: Listing) -> dict[Split, Pool]:
+        key = self._key_of(listing)
+        return self._held_out(f"examples divided; {key}", lambda: self._decode(listing, key))
 
     def _held_out_listing(self) -> Listing:
         self._check_root()

@@ -138,7 +138,7 @@ class LabelledTable(TablePools):
         if self._stored is not None:
             return {split: list(pool.names) for split, pool in self._stored.pools.items()}
         column = self._columns[self.label]
-        texts, codes = column.coded
+        texts, codes = column.named
         counts = dict(zip(texts, np.bincount(codes + 1, minlength=len(texts) + 1)[1:].tolist(), strict=True))
         kept = {name for name, count in counts.items() if count >= self.least_examples}
         if len(kept) < len(counts):

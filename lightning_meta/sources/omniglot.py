@@ -92,8 +92,9 @@ class Omniglot(DecodedSource):
         key = f"omniglot, drawers held out, {self.image_size} pixels, lanczos"
         return self._held_out(key, lambda: divide(merged(self.pools()), DRAWERS_OF))
 
-    def _key(self) -> str:
-        return f"omniglot, split {self.split}, {self.image_size} pixels, lanczos"
+    def pools(self) -> dict[Split, Pool]:
+        """Return the pools of the splits, whose groups are the alphabets."""
+        return self._pools(f"omniglot, split {self.split}, {self.image_size} pixels, lanczos", self._decode)
 
     def _decode(self) -> dict[Split, Pool]:
         background, evaluation = (self._read_official(archive) for archive in ARCHIVES)

@@ -69,7 +69,7 @@ class Table(TaskSource):
     for the others in sorted order. Booleans of Parquet files are numbers, 0 or 1; their dates and times are text such
     as 2026-01-31 and 2026-01-31 14:05:00, whatever the unit in the file, and those with a time zone are in UTC. In CSV
     files all of them are text. A model trained on either predicts rows of the other. The labels of a
-    boolean target are False and True.
+    boolean target, and the tasks of a boolean column, are False and True.
 
     Whole numbers keep all digits, whether they are targets, IDs of tasks and groups, or labels.
 
@@ -237,7 +237,7 @@ class Table(TaskSource):
         in_split = self._split_of == split
         if self.task_column is None:
             return {"": np.flatnonzero(in_split)}
-        texts, codes = self._columns[self.task_column].complete().coded
+        texts, codes = self._columns[self.task_column].complete().named
         rows = np.flatnonzero(in_split & self._labelled)
         return {name: rows[codes[rows] == texts.index(name)] for name in self._task_names}
 
@@ -324,7 +324,8 @@ class Table(TaskSource):
                 "IDs in leave_out, and a time in time_column: %s",
                 names,
             )
-        of_numbers = self.task_column is not None and self._columns[self.task_column].complete().first_text is None
+        tasks = None if self.task_column is None else self._columns[self.task_column].complete()
+        of_numbers = tasks is not None and tasks.first_text is None and not tasks.boolean
         spelling = {"delimiter": self.spelling.delimiter or "", "decimal": self.spelling.decimal}
         return TableSpec(features, targets, self.task_column or "", of_numbers, **spelling)
 
@@ -374,7 +375,7 @@ class Table(TaskSource):
         """
         tasks = Coded([""], np.zeros(len(self._labelled), np.int64))
         if self.task_column is not None:
-            tasks = self._columns[self.task_column].complete().coded
+            tasks = self._columns[self.task_column].complete().named
         strata: list[Coded] = []
         for name, (kind, _) in self._kinds.items():
             column = self._columns[name]

@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 from lightning_meta.batches import SPLITS
 from lightning_meta.sources.columns import Coded, Column
 
-DATE = re.compile(r"(\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?=$|[Z+-]))?)(|Z|[+-]\d{2}(?::?\d{2})?)")
-"""Dates, whose alphabetical order is their order in time, and the time zone, which must be the same in all rows."""
+DATE = re.compile(
+    r"(?P<day>\d{4}-\d{2}-\d{2})"
+    r"(?:[T ](?P<time>\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?)"
+    r"(?P<zone>Z|(?P<sign>[+-])(?P<hours>\d{2})(?::?(?P<minutes>\d{2}))?)?)?"
+)
+"""Dates, whose alphabetical order is their order in time, and the time zone of times of day."""
 CHUNK = 4096  # number of rows hashed at once
 
 
@@ -168,17 +172,25 @@ def by_time(column: Column, rows: NDArray[np.int_], fractions: Sequence[float]) 
 
 
 def _without_zone(column: Column, rows: NDArray[np.int_]) -> NDArray[np.str_]:
-    """Return the distinct dates of a column without their time zone, which must be the same in the given rows."""
+    """Return the distinct dates of a column without their time zone, whose offset is the same in the given rows."""
     dates = column.spelled
     parts = [DATE.fullmatch(text) for text in dates.texts]
-    zones = ["+00:00" if part is not None and part[2] == "Z" else part[2] if part else "" for part in parts]
+    zones = [None if part is None else _offset(part) for part in parts]
     codes = dates.codes[rows]
     other = np.array([zone != zones[codes[0]] for zone in zones])[codes] if len(rows) else np.zeros(0, bool)
     if other.any():
         row = int(rows[other.argmax()])
         problem = f"its time zone is not that of {column.shown(int(rows[0]))}; write all times in one zone, such as UTC"
         raise column.wrong(row, problem)
-    return np.array([part[1].replace("T", " ") if part else "" for part in parts])
+    return np.array(["" if part is None else f"{part['day']} {part['time'] or ''}".strip() for part in parts])
+
+
+def _offset(date: re.Match[str]) -> int | None:
+    """Return the minutes that a time is ahead of UTC; None without a time zone."""
+    if date["zone"] is None:
+        return None
+    minutes = 60 * int(date["hours"] or 0) + int(date["minutes"] or 0)
+    return -minutes if date["sign"] == "-" else minutes
 
 
 def twins(units: NDArray[np.bytes_], split_of: NDArray[np.str_]) -> int:

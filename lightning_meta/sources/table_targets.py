@@ -26,6 +26,7 @@ USUAL = [
     ["neg", "pos"],
     ["-1", "1"],
 ]
+YAML = ("no", "yes", "off", "on", "false", "true")  # what YAML reads as booleans unless it is quoted
 FEW = 10  # numbers of a target which may be labels
 MOST = 2.0**62  # differences of whole numbers below this magnitude fit into int64
 
@@ -83,7 +84,8 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
     if column.missing.all():
         raise UserError(f"{column.where} has no values; a target needs some")
     kind = target.kind
-    if kind is None and target.classes is None and column.first_text is None and _holds_two(column):
+    of_text = column.first_text is not None or column.boolean
+    if kind is None and target.classes is None and not of_text and _holds_two(column):
         raise UserError(
             f"{column.where} holds only two different numbers, {' and '.join(column.classes())}; state its kind in "
             f"`targets`: binary, multiclass or regression"
@@ -94,8 +96,7 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
     if kind is None and target.classes is None and column.hint:
         raise UserError(f"{column.where} is text, so its kind is unclear; state multiclass{column.hint}")
     if kind is None:
-        text = target.classes is not None or column.first_text is not None
-        kind = "multiclass" if text else "regression"
+        kind = "multiclass" if of_text or target.classes is not None else "regression"
     if kind == "regression":
         present = column.centred[~column.missing]  # raises for text and infinity
         if (present == present[0]).all():
@@ -105,16 +106,16 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
         raise UserError(f"{column.where} holds labels, which have no unit, got {target.unit!r}; leave it out")
     stated = None if target.classes is None else [str(label) for label in target.classes]
     labels = column.labels_like(stated)
-    classes = stated or (sorted(labels.texts) if column.boolean else column.classes())
+    classes = stated or column.classes()
     if len(classes) < 2:
         raise _nothing_to_learn(column)
     if kind == "binary" and len(classes) != 2:
         content = f"{len(classes)} different values ({', '.join(map(repr, classes[:5]))})"
-        instead = "multiclass" if column.first_text is not None else "regression, or multiclass if they are labels"
+        instead = "multiclass" if of_text else "regression, or multiclass if they are labels"
         raise UserError(f"{column.where} has {content}, expected two for binary; state {instead}")
     if (row := labels.first(lambda label: label not in classes)) is not None:
-        in_yaml = any(isinstance(label, bool) for label in target.classes or ())
-        hint = "; quote no and yes in YAML, where they are booleans" if in_yaml else ""
+        quoted = any(isinstance(label, bool) for label in target.classes or ()) and column.labels[row].casefold()
+        hint = f"; in YAML, quote {', '.join(YAML)}, which are booleans" if quoted in YAML else ""
         expected = ", ".join(map(repr, classes[:10]))
         raise column.wrong(row, f"the label is out of range, expected one of {expected}{hint}")
     return kind, classes

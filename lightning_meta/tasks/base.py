@@ -142,6 +142,12 @@ class Task(Described, ABC):
         choice = self._choice
         return choice is None or (choice.kind is None and choice.name in OF_EXAMPLES)
 
+    @property
+    def _scores_itself(self) -> bool:
+        """Whether a custom class computes the selection metric itself."""
+        custom = not type(self).example_scores.__module__.startswith("lightning_meta.tasks.")
+        return self._choice is None and (custom or self.selection not in self.names)
+
     def comparable(self, score: float) -> float:
         """Convert a value of `selection` to the scale of `val/score`, the mean over tasks, where larger is better.
 

@@ -97,12 +97,6 @@ class _Labels(Task, ABC):
         """Minus twice the log loss of a uniform guess; −∞ for other metrics."""
         return -2 * log(self.guesses) if self._choice is not None and self._choice.name == "log_loss" else -inf
 
-    @property
-    def _scores_itself(self) -> bool:
-        """Whether a subclass computes the selection metric itself."""
-        overridden = type(self).example_scores is not _Labels.example_scores
-        return self._choice is None and (overridden or self.selection not in self.names)
-
     def _fitted(self, frequencies: Tensor, largest: Tensor) -> Self:
         """Return the task with its frequencies and weights, and with AUROC as the default metric of rare classes."""
         metric = self.chosen
@@ -189,12 +183,12 @@ class Classification(_Labels):
         return balanced_weights(frequencies)
 
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the accuracy `(...)` of logits `(..., M, N)` and labels `(..., M)`."""
-        return _as_numbers(outputs.argmax(-1) == targets, outputs).mean(-1)
+        """Return the accuracy `(...)` of logits `(..., M, N)` and labels `(..., M)`; predictions of NaN are wrong."""
+        return _as_numbers((outputs.argmax(-1) == targets) & ~outputs.isnan().any(-1), outputs).mean(-1)
 
     def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return 1 for each correct prediction and 0 for the others, `(M,)`."""
-        return _as_numbers(outputs.argmax(-1) == targets, outputs)
+        """Return 1 for each correct prediction and 0 for the others, `(M,)`; NaN if an output is NaN."""
+        return _known(outputs.argmax(-1) == targets, outputs.isnan().any(-1), outputs)
 
     def measure(self, name: str, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Return the one-vs-rest mean over classes; classes without an example are ignored."""
@@ -282,8 +276,8 @@ class Binary(_Labels):
         return balanced_weights((1 - yes, yes))
 
     def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return 1 for each correct prediction and 0 for the others, `(M,)`."""
-        return _as_numbers((outputs[:, 0] > 0) == (targets > 0), outputs)
+        """Return 1 for each correct prediction and 0 for the others, `(M,)`; NaN if the output is NaN."""
+        return _known((outputs[:, 0] > 0) == (targets > 0), outputs[:, 0].isnan(), outputs)
 
     def measure(self, name: str, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Return the metric of the positive class; NaN if only one class occurs."""
@@ -349,8 +343,8 @@ class Multilabel(_Labels):
         return tuple((1 - yes) / yes if 0 < yes < 1 else 1.0 for yes in frequencies)
 
     def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the share of correct labels of each example, `(M,)`."""
-        return _as_numbers((outputs > 0) == (targets > 0), outputs).mean(-1)
+        """Return the share of correct labels of each example, `(M,)`; NaN if an output is NaN."""
+        return _known((outputs > 0) == (targets > 0), outputs.isnan(), outputs).mean(-1)
 
     def measure(self, name: str, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Return the mean over labels of the metric of the positive class."""
@@ -381,6 +375,11 @@ def _constant(task: Binary | Multilabel) -> Tensor | None:
 def _as_numbers(right: Tensor, outputs: Tensor) -> Tensor:
     """Convert to 0 and 1 in at least float32, which counts exactly up to 2^24; half precision stops at 2048."""
     return right.to(torch.promote_types(outputs.dtype, torch.float32))
+
+
+def _known(right: Tensor, unknown: Tensor, outputs: Tensor) -> Tensor:
+    """As `_as_numbers`, but NaN where the prediction is unknown."""
+    return _as_numbers(right, outputs).masked_fill(unknown, nan)
 
 
 def _of_labels(name: str, outputs: Tensor, positive: Tensor, weights: Tensor) -> Tensor:

@@ -81,12 +81,6 @@ class Regression(Task):
         return nan if few else super().evaluate(outputs, targets, metric)
 
     @property
-    def _scores_itself(self) -> bool:
-        """Whether a subclass computes the selection metric itself."""
-        overridden = type(self).example_scores is not Regression.example_scores
-        return self._choice is None and (overridden or self.selection not in self.names)
-
-    @property
     def floor(self) -> float:
         """The value of a model with twice the squared error of predicting the mean: R² is −1, an error is √2 σ.
 

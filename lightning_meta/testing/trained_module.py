@@ -25,7 +25,7 @@ class TrainedModuleTests:
     """The tests of modules of any kind."""
 
     allow: tuple[str | type, ...] = ()
-    """What `lightning_meta.load` may instantiate besides the module's own class."""
+    """Classes that `lightning_meta.load` may instantiate besides the module's own class."""
 
     tolerance = 1e-12
     """Relative tolerance of float64 weights after training on two ranks instead of one process."""

@@ -1,4 +1,4 @@
-"""What each few-shot method is timed beside: a method of another library, the same one where there is one."""
+"""The method of another library that each few-shot method is compared with: the same one where there is one."""
 
 from __future__ import annotations
 

@@ -146,6 +146,7 @@ def test_what_lies_under_the_hashes_of_tasks_is_compared(
     assert "is damaged" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_processes_build_at_once(tmp_path: Path) -> None:
     code = "print(load_or_build('toy', 'k', build).hashes.whole)"
     both = [child(code, tmp_path), child(code, tmp_path)]
@@ -155,6 +156,7 @@ def test_two_processes_build_at_once(tmp_path: Path) -> None:
     assert [path.suffix for path in (tmp_path / "decoded").iterdir()] == [".safetensors"]
 
 
+@pytest.mark.slow
 def test_killed_while_building_leaves_no_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
 from pathlib import Path

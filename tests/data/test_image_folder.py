@@ -13,6 +13,7 @@ from PIL import Image
 
 from lightning_meta.batches import SPLITS
 from lightning_meta.data import EpisodicDataModule
+from lightning_meta.data.image_files import Listing
 from lightning_meta.data.images import image_files, labelled_files, read_images
 from lightning_meta.errors import UserError
 from lightning_meta.sources.image_folder import ImageFolder
@@ -274,6 +275,24 @@ def test_photographs_in_other_formats_below_a_folder_are_named(
         labelled_files(tmp_path / "classes")
     with pytest.raises(UserError, match=r"b\.heif: \.heif files are not supported; convert it to JPEG$"):
         read_images([tmp_path / "inner/b.heif"], (3, 4, 4))
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_folder_is_listed_once_to_prepare_it(held_out: bool, cache: Path, tmp_path: Path) -> None:
+    class Counting(ImageFolder):
+        listed = 0
+
+        def _listing(self) -> Listing:
+            self.listed += 1
+            return super()._listing()
+
+        def _held_out_listing(self) -> Listing:
+            self.listed += 1
+            return super()._held_out_listing()
+
+    source = Counting(classes(tmp_path / "photos", 3, 3), image_size=4)
+    source.prepare_held_out() if held_out else source.prepare()
+    assert source.listed == 1
 
 
 def test_a_folder_that_changes_is_decoded_anew(divided: Path) -> None:

@@ -260,11 +260,11 @@ def test_a_task_with_a_single_class_in_validation_is_named_before_training(
     data = MultiTaskDataModule(Given(tasks, sets_of(TWO, **labels)), batches_per_epoch=2)
     lm.fit(MultiHead(backbone()), data, name="one", runs=tmp_path, max_epochs=1)
     (said,) = [message for message in caplog.messages if message.startswith("scores: ")]
-    assert "1 of 2 tasks have a single label or number in the val split" in said
+    assert "1 of 2 tasks have a target with a single label or number in the val split" in said
     assert "'b' auroc" in said
     labels["val"]["a"] = none
     data = MultiTaskDataModule(Given(tasks, sets_of(TWO, **labels)), batches_per_epoch=2)
-    message = r"val/score is undefined, as the validation rows of 'a', 'b' have a single label.*or monitor val/loss"
+    message = r"val/score is undefined, as the validation rows of 'a', 'b' have a target with.*or monitor val/loss"
     with pytest.raises(UserError, match=message):
         lm.fit(MultiHead(backbone()), data, name="none", runs=tmp_path, max_epochs=1)
     data = MultiTaskDataModule(Given(tasks, sets_of(TWO, **labels)), batches_per_epoch=2)

@@ -33,7 +33,7 @@ IMAGE = 3 * SIZE**2
 
 
 class Counted:
-    """What happened: `reads` of the cache, `decodes` by name, and `hashed` bytes of examples."""
+    """Counts of `reads` of the cache, of `decodes` by name, and of `hashed` bytes of examples."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reads, self.decodes, self.hashed, self._patch = 0, Counter[str](), 0, monkeypatch
@@ -225,8 +225,8 @@ def test_a_file_without_the_hashes_of_tasks_is_made_anew(folder: Path, caplog: p
     """The version before cached the same pools under the same name, with another hash."""
     source = lm.sources.ImageFolder(folder, SIZE, 3)
     listing = source._held_out_listing()
-    key = f"examples divided; {source._key_of(listing)}"
-    cache_file.load_or_build("imagefolder", key, lambda: source._pools_of(listing))
+    key = source._key_of(listing)
+    cache_file.load_or_build("imagefolder", f"examples divided; {key}", lambda: source._decode(listing, key))
     data = tasks(source)
     assert data.fingerprint() == of_sets(data.sets).whole
     assert not caplog.records
@@ -358,7 +358,7 @@ def test_tables(
 
 
 def _bytes(data: lm.MultiTaskDataModule, split: Split) -> int:
-    """What there is to hash of a split: the hash of train begins that of the whole, those of the others do not."""
+    """The number of bytes of a split that are hashed for a fingerprint."""
     part = data.sets[split]
     assert isinstance(part.inputs, Tensor)
     return part.inputs.nbytes + sum(t.nbytes for t in (*part.targets.values(), *part.rows.values()))

@@ -156,6 +156,27 @@ def test_by_time_all_rows_may_have_one_time_zone(tmp_path: Path, zone: str) -> N
         Table(write(tmp_path / "t.csv", rows), {"y": None}, time_column="when").sets()
 
 
+@pytest.mark.parametrize("zones", [("+00:00", "Z", "+0000", "-00:00", "+00"), ("+05:30", "+0530"), ("-03", "-03:00")])
+def test_by_time_an_offset_is_the_same_however_it_is_written(tmp_path: Path, zones: tuple[str, ...]) -> None:
+    times = [f"2026-01-{1 + i // 10:02d} {i % 10:02d}:30" for i in range(200)]
+    zoned = [f"{time}{zones[i % len(zones)]}" for i, time in enumerate(times)]
+    rows: Rows = [{"x": i * 7 % 200, "when": when, "y": i * 0.5} for i, when in enumerate(zoned)]
+    source = Table(write(tmp_path / "t.csv", rows), {"y": None}, time_column="when")
+    assert [len(source.file_rows(split)["y"]) for split in SPLITS] == [120, 40, 40]
+    assert source.file_rows("test")["y"].tolist() == list(range(160, 200))
+
+
+@pytest.mark.parametrize("zone", ["-05", "+0530", "Z"])
+def test_by_time_a_date_without_a_time_of_day_has_no_time_zone(tmp_path: Path, zone: str) -> None:
+    rows: Rows = [{"x": i, "when": f"2026-01-{1 + i % 28:02d}", "y": i * 0.5} for i in range(200)]
+    Table(write(tmp_path / "t.csv", rows), {"y": None}, time_column="when").sets()
+    rows = [{**row, "when": f"{row['when']}{zone}"} for row in rows]
+    with pytest.raises(
+        lm.UserError, match=r"row 1 .* is '2026-01-01.*': expected a number, or a date such as 2026-01-31"
+    ):
+        Table(write(tmp_path / "t.csv", rows), {"y": None}, time_column="when").sets()
+
+
 @pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
 def test_the_times_of_a_parquet_file_divide_its_rows_whatever_their_zone(tmp_path: Path, zone: str | None) -> None:
     """The clock is set back in Berlin among these hours, so local times are not in order."""

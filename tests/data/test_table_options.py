@@ -22,7 +22,7 @@ from lightning_meta.batches import SPLITS
 from lightning_meta.cli.main import main
 from lightning_meta.errors import UserError
 from lightning_meta.nn import MLP
-from lightning_meta.sources import LabelledTable, Table, Target
+from lightning_meta.sources import LabelledTable, RegressionTable, Table, Target
 from lightning_meta.sources.table_features import CHUNK
 
 Rows = list[dict[str, Any]]
@@ -241,7 +241,7 @@ def test_classes_that_yaml_reads_as_booleans_are_refused_with_the_way_out(
 ) -> None:
     path = tmp_path / "t.csv"
     path.write_text("\n".join(["x,ok", *(f"{i},{'yes' if i % 3 else 'no'}" for i in range(60))]) + "\n")
-    with pytest.raises(UserError, match="expected one of 'False', 'True'; quote no and yes in YAML"):
+    with pytest.raises(UserError, match="expected one of 'False', 'True'; in YAML, quote no, yes, off"):
         Table(path, {"ok": Target("binary", classes=[False, True])}).tasks()
     source = {"class_path": "lightning_meta.sources.Table", "init_args": {"path": str(path), "targets": "TARGETS"}}
     data = {"class_path": "lightning_meta.MultiTaskDataModule", "init_args": {"source": source}}
@@ -250,14 +250,54 @@ def test_classes_that_yaml_reads_as_booleans_are_refused_with_the_way_out(
     file.write_text(config.replace("TARGETS", "{ok: {kind: binary, classes: [no, yes]}}"))
     assert main(["fit", "--config", str(file), "--print_config"]) == 2
     said = capsys.readouterr().err
-    assert "got False (in YAML, quote no, yes, off and on, which are booleans)" in said
+    assert "got False (in YAML, quote no, yes, off, on, false, true, which are booleans)" in said
+
+
+@pytest.mark.parametrize("words", [None, ("false", "true"), ("False", "True"), ("FALSE", "TRUE")])
+def test_booleans_have_the_same_classes_and_tasks_in_every_file(words: tuple[str, str] | None, tmp_path: Path) -> None:
+    """Those of a Parquet file (None) are called as pandas writes them to a CSV file."""
+    flags, path = [i % 3 == 0 for i in range(60)], tmp_path / ("t.parquet" if words is None else "t.csv")
+    cells = flags if words is None else [words[flag] for flag in flags]
+    table = pyarrow.table({"x": range(60), "ok": cells, "y": [i * 0.3 for i in range(60)]})
+    (parquet.write_table if words is None else csv_files.write_csv)(table, path)
+    names = list(words or ("False", "True"))
+    assert Table(path, {"ok": None}).classes() == {"ok": names}
+    assert list(Table(path, {"y": "regression"}, task_column="ok").tasks()) == names
+    assert set(RegressionTable(path, "y", task_column="ok")._task_of) == set(names)
+    stated: list[list[Any]] = [[False, True], ["true", "false"], ["FALSE", "True"], ["0", "1"], [1, 0]]
+    for classes in stated:
+        source = Table(path, {"ok": Target("binary", classes=classes)})
+        assert source.classes() == {"ok": [str(label) for label in classes]}
+        rows = source.file_rows("train")["ok"]
+        swapped = str(classes[0]).casefold() in ("1", "true")
+        assert source.sets()["train"].targets["ok"].tolist() == [flags[row] != swapped for row in rows]
+    with pytest.raises(
+        UserError, match=rf"row 1 .*is '{names[1]}': the label is out of range, expected one of 'a', 'b'"
+    ):
+        Table(path, {"ok": Target("binary", classes=["a", "b"])}).tasks()
+
+
+def test_a_boolean_in_every_row_is_shown_as_such(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"x": range(60), "ok": [True] * 60}), path := tmp_path / "t.parquet")
+    for kind in (None, "binary"):
+        with pytest.raises(UserError, match="column 'ok' has 'True' in every row, so there is nothing to learn"):
+            Table(path, {"ok": kind}).tasks()
 
 
 @pytest.mark.parametrize(
     ("text", "unit"),
     [
         *(("{}%", "%"), ("{} kg", "kg"), ("{}m²", "m²"), ("$ {}", "$"), ("EUR {}", "EUR"), ("-{}.5 °C", "°C")),
-        *(("Q{}", None), ("room {}", None), ("2026-{}", None), ("{}-a", None), ("{}:00", None)),
+        *(
+            ("{}€", "€"),
+            ("{} €", "€"),
+            ("{}\N{NO-BREAK SPACE}€", "€"),
+            ("-${}", "$"),
+            ("£-{}", "£"),
+            ("{}€/m²", "€/m²"),
+        ),
+        *(("Q{}", None), ("room {}", None), ("2026-{}", None), ("{}-a", None), ("{}:00", None), ("-$-{}", None)),
+        *(("({})", None), ("${}k", None)),
     ],
 )
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -278,6 +318,22 @@ def test_numbers_with_a_unit_are_named(
     else:
         with pytest.raises(UserError, match=f"state multiclass; all values are numbers with '{re.escape(unit)}'"):
             Table(path, {"x": None}).classes()
+
+
+@pytest.mark.parametrize(
+    ("texts", "unit"),
+    [
+        *((["12 %", "13%"], "%"), (["-$12", "$13.50", "$ 14"], "$"), (["USD 1", "-USD 2"], "USD")),
+        *((["12 %", "13 €"], None), (["$12", "12$"], None)),
+    ],
+)
+def test_numbers_with_one_unit_may_be_written_with_and_without_a_space(
+    texts: list[str], unit: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = {"x": [texts[i % len(texts)] for i in range(60)], "n": list(range(60)), "y": [i / 3 for i in range(60)]}
+    parquet.write_table(pyarrow.table(columns), path := tmp_path / "t.parquet")
+    Table(path, {"y": "regression"}).sets()
+    assert (f"all values are numbers with {unit!r}: for a number" in caplog.text) == (unit is not None)
 
 
 def test_what_a_table_says_of_targets_and_features(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""What evaluation holds does not grow with its number of batches, but by the arrays that it is to return."""
+"""The memory of an evaluation grows by the arrays that it returns, not with its number of batches."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_too_few_examples_leave_no_label_out() -> None:
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
 def test_sets_hold_the_label_as_often_as_was_asked_for(scale: float) -> None:
-    """Whatever the logits are worth: the mean over calibrations lies between 1 − α and 1 − α + 1 / (n + 1)."""
+    """For any logits, the mean over calibrations lies between 1 − α and 1 − α + 1 / (n + 1)."""
     covered = []
     for seed in range(300):
         logits, labels = drawn(49 + 200, scale, seed)

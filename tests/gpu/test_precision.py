@@ -54,7 +54,12 @@ MODULES: dict[str, Callable[[], MetaModule]] = {
     "ProtoNet, cosine": lambda: ProtoNet(backbone(), "cosine", 0.1, "inductive"),
     "Baseline": lambda: Baseline(backbone(), head_steps=3),
 }
-CASES = [(name, precision) for name in MODULES for precision in ("bf16-mixed", "bf16-true")]
+SLOW = {name: [pytest.mark.slow] for name in ("MAML, loop", "MAML, recomputed")}  # `-m gpu` runs them all the same
+CASES = [
+    pytest.param(name, precision, marks=SLOW.get(name, []))
+    for name in MODULES
+    for precision in ("bf16-mixed", "bf16-true")
+]
 IN_FLOAT16 = [(name, "16-mixed") for name in MODULES if not name.startswith("MAML")]
 
 

@@ -1,4 +1,4 @@
-"""What a learn2learn user brings along (built by `scripts/build_learn2learn.py`; not a dependency)."""
+"""Task sets, data and modules of learn2learn (built by `scripts/build_learn2learn.py`; not a dependency)."""
 
 from __future__ import annotations
 

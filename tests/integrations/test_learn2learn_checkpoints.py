@@ -1,4 +1,4 @@
-"""What a checkpoint of learn2learn's MAML predicts after adapting, the converted module predicts too."""
+"""A converted checkpoint of learn2learn's MAML predicts the same after adaptation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What inner steps move is chosen by name, and the rest is learned by the outer loop as the equations have it."""
+"""Names choose the parameters of the inner loop; the outer loop learns the others by the equations."""
 
 from __future__ import annotations
 

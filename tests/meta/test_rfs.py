@@ -211,7 +211,7 @@ def test_a_resumed_student_is_exact_and_needs_the_same_teacher(teacher: Path, tm
 
 @pytest.mark.slow
 def test_a_teacher_may_move(teacher: Path, tmp_path: Path) -> None:
-    """What counts is that its weights are the same: no `allow_changes` is needed."""
+    """Equal weights are enough: no `allow_changes` is needed."""
     shutil.copytree(teacher, tmp_path / "moved")
     part = trained(tmp_path, "part", 1, small(teacher=str(teacher)))
     trained(tmp_path, "part", 2, small(teacher=str(tmp_path / "moved")), resume=part)

@@ -190,7 +190,7 @@ def bytes_saved(root: Any) -> int:
 
 
 def test_recomputation_frees_the_inner_steps() -> None:
-    """What the graph of 10 inner steps keeps, in bytes: with recomputation little more than the weights of each."""
+    """The bytes that the graph of 10 inner steps keeps: with recomputation little more than the weights of each."""
 
     def kept(recompute: bool) -> int:
         module = maml("conv4", torch.float32, inner_steps=10, recompute=recompute, strategy="vmap")

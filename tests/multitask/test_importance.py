@@ -1,4 +1,4 @@
-"""What a permuted column costs: scikit-learn's figures, and those of inputs that are permuted by hand."""
+"""Permutation importance equals that of scikit-learn, and that of inputs permuted by hand."""
 
 from __future__ import annotations
 

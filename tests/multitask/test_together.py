@@ -1,4 +1,4 @@
-"""What many tasks compute at once is what each computes by itself."""
+"""Computing many tasks at once gives the same as computing each by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in for a CUDA graph on a CPU: operations are recorded, and Python is not run when they are played."""
+"""A substitute for a CUDA graph on a CPU: operations are recorded, and replaying them runs no Python code."""
 
 from __future__ import annotations
 

@@ -392,7 +392,7 @@ def test_what_has_no_gradient_stays(network: str) -> None:
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_stateless_call_reads_the_given_tensors(network: str) -> None:
-    """What is given decides the outputs, wherever the network keeps its own."""
+    """Given parameters determine the outputs, wherever the network stores its own."""
     torch.manual_seed(0)
     module, other = NETWORKS[network]().eval(), NETWORKS[network]().eval()
     x = torch.randn(4, SIZE)

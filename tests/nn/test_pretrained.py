@@ -23,7 +23,7 @@ OF_RUNS: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "
 
 
 class StandIn(nn.Module):
-    """What `efficientnet_lite_pytorch.EfficientNet` is to `Pretrained`, small."""
+    """A small network with the interface of `efficientnet_lite_pytorch.EfficientNet` that `Pretrained` uses."""
 
     def __init__(self, image_size: int = 224) -> None:
         super().__init__()

@@ -112,7 +112,7 @@ METHODS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if "loop" in n else n for n in METHODS])
 def test_a_meta_learner_learns_from_token_ids_and_predicts_them(name: str, precision: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module: MetaModule = METHODS[name]()

@@ -1,4 +1,4 @@
-"""What the fuzz tests have found, each once and quickly."""
+"""Inputs on which the fuzz tests once failed."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ MOMENTS = {
 }
 
 
-CASES = [("SIGTERM", schedule, moment) for schedule in ("apart", "accumulating") for moment in MOMENTS]
+CASES: list[Any] = [("SIGTERM", "apart", moment) for moment in MOMENTS]
+CASES += [pytest.param("SIGTERM", "accumulating", moment, marks=pytest.mark.slow) for moment in MOMENTS]
 CASES += [("Ctrl-C", "apart", moment) for moment in ("in a step", "in a validation", "in the test")]
 SIGNALS = {"SIGTERM": (signal.SIGTERM, 143), "Ctrl-C": (signal.SIGINT, 130)}
 

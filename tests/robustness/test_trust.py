@@ -1,4 +1,4 @@
-"""What a stranger's checkpoint or run directory may construct: parts of models, and nothing that runs code."""
+"""A checkpoint or run directory from a stranger may construct parts of models, and nothing that runs code."""
 
 from __future__ import annotations
 

@@ -85,6 +85,7 @@ def printed_by(code: str, *arguments: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 @glibc
 def test_the_system_clears_each_page_that_is_kept_only_once() -> None:
     kept, least_before, all_after, same_numbers = printed_by(STEPS, "384")
@@ -94,12 +95,14 @@ def test_the_system_clears_each_page_that_is_kept_only_once() -> None:
     assert float(all_after) < 1.6
 
 
+@pytest.mark.slow
 @glibc
 def test_no_more_is_kept_than_the_share() -> None:
     peak = int(printed_by(PATTERN, "64")[0])
     assert 500 < peak < 512 + 64 + 30
 
 
+@pytest.mark.slow
 @glibc
 def test_a_forked_worker_does_not_hold_what_its_parent_keeps() -> None:
     parent, child = (int(size) for size in printed_by(FORK))

@@ -109,6 +109,7 @@ def plain(value: Any) -> Any:
 LIMITS = {"steps": ["--trainer.max_steps=23"], "epochs": ["--trainer.max_epochs=3"]}
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     options = [*SCHEDULES["apart"], *LIMITS["steps"], "--trainer.log_every_n_steps=1"]
     whole = drive(tmp_path / "whole", options, kills=0)

@@ -1,4 +1,4 @@
-"""What is shipped passes the tests that users inherit."""
+"""The shipped classes pass the tests that users inherit."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Verdicts:
 
     @property
     def _ends(self) -> list[str]:
-        """What to say of settings at an end of those tried: one line, or none."""
+        """A line about settings at an end of those tried; none if there are no such settings."""
         ends = [
             f"{name.rpartition('.')[2]} of {row.rung} ({end})"
             for row in self.rows

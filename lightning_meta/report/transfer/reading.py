@@ -167,7 +167,7 @@ def read_run(directory: Path) -> Run:
 
 
 def _validations(file: Path, tasks: Mapping[str, Mapping[str, str]]) -> tuple[float, dict[str, float]]:
-    """What `metrics.csv` says of the validations of a run.
+    """The validations of a run in `metrics.csv`.
 
     Args:
         file: The file.
