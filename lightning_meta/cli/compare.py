@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from lightning_meta.cli.messages import parse
 from lightning_meta.cli.parsing import add_overwrite, refuse_existing
 from lightning_meta.cli.threads import add_threads
 from lightning_meta.report.transfer import TransferReport, print_report, write_report
@@ -16,7 +17,7 @@ from lightning_meta.report.transfer.writing import FILES, log_report
 
 def compare(args: Sequence[str]) -> None:
     """Compare multi-task runs with a baseline, and write a table, CSV, JSON and figures."""
-    config = make_parser().parse_args(list(args))
+    config = parse(make_parser(), args, "compare")
     refuse_existing("--out", [Path(config.out) / name for name in FILES], config.overwrite)
     show_report(compare_runs(config.runs, config.baseline), Path(config.out), config.wandb_project)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from lightning_meta.cli.messages import parse
 from lightning_meta.cli.parsing import add_overwrite, refuse_existing
 from lightning_meta.cli.threads import add_threads
 from lightning_meta.report.figures import compare_training
@@ -14,7 +15,7 @@ from lightning_meta.report.figures import compare_training
 
 def curves(args: Sequence[str]) -> None:
     """Draw a metric of several runs against the training step."""
-    config = make_parser().parse_args(list(args))
+    config = parse(make_parser(), args, "curves")
     refuse_existing("--out", [Path(config.out)], config.overwrite)
     print(f"written to {compare_training(config.runs, config.out, config.metric)}")
 

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_meta.cli.config_text import check_fit_configs
 from lightning_meta.cli.helping import Parser
-from lightning_meta.cli.messages import one_line, parsing
+from lightning_meta.cli.messages import parse, parsing, passed
 from lightning_meta.cli.options import as_option, as_options, naming_options, places_of
 from lightning_meta.cli.parsing import (
     kept_by_optimizer,
@@ -93,7 +93,7 @@ class MetaCLI(LightningCLI):
         """Parse the options, and find the run directory to resume."""
         with parsing():
             check_fit_configs(args)
-            self.config = parser.parse_args(with_own_paths(with_save_dir(args)))
+            self.config = parse(parser, with_own_paths(with_save_dir(args)), "fit")
         if self.config.get("model") is None:
             raise UserError("--model must be given; name a configuration with --config FILE")
         if line := kept_by_optimizer(self.config.model.get("init_args", Namespace()).get("optimizer"), args):
@@ -131,7 +131,7 @@ class MetaCLI(LightningCLI):
             raise
         except (TypeError, ValueError) as error:
             self.place.logger.discard()
-            raise mistake_in(configured) or UserError(one_line(error)) from error
+            raise mistake_in(configured, error) or UserError(passed(error, "fit")) from error
         except BaseException:
             self.place.logger.discard()
             raise
@@ -175,12 +175,3 @@ def fit(args: Sequence[str]) -> None:
             cli.training.run()
     except Interrupted:
         raise SystemExit(status_of(signal.SIGINT)) from None  # what a shell expects
-
-
-def fit_options() -> list[str]:
-    """Names of all options."""
-    parser = LightningArgumentParser()
-    parser.add_lightning_class_args(Trainer, "trainer")
-    parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-    own = ["config", "name", "runs", "ckpt_path", "allow_changes", "seed_everything", "model", "data"]
-    return [*parser.get_defaults().keys(), *own]

@@ -7,7 +7,6 @@ import ast
 import functools
 import json
 import operator
-import re
 import typing
 from typing import Any
 
@@ -36,18 +35,21 @@ class HelpFormatter(DefaultHelpFormatter):
     """Lists the classes that an option accepts, without base classes, and of networks only those of this package."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return re.sub(r"(known subclasses: )([^)]*)", _shortened, super()._get_help_string(action))
+        text, listed = super()._get_help_string(action), getattr(action, "extra_help", str)()
+        return text.replace(listed, _shortened(listed)) if listed else text
 
 
-def _shortened(found: re.Match[str]) -> str:
-    classes = [path for path in found[2].split(", ") if not is_base(path)]
+def _shortened(listed: str) -> str:
+    head, colon, paths = listed.partition(": ")
+    classes = [path for path in paths.split(", ") if not is_base(path)]
     if len(classes) <= MANY:
-        return f"{found[1]}{', '.join(classes)}"
+        return f"{head}{colon}{', '.join(classes)}"
     networks = {f"{nn.__name__}.{name}" for name in nn.__all__ if hasattr(getattr(nn, name), "stages")}
     augmentations = [path for path in classes if path == public_path(Augmentation)]
     shown = augmentations or [path for path in classes if path in networks] or classes[:MANY]
     others = len(classes) - len(shown)
-    return f"{found[1]}{', '.join(shown)}, and {others} others of torch and other packages, or custom classes, by path"
+    named = f"{', '.join(shown)}, and {others} others of torch and other packages, or custom classes, by path"
+    return f"{head}{colon}{named}"
 
 
 class Parser(LightningArgumentParser):
@@ -83,8 +85,7 @@ class Parser(LightningArgumentParser):
 
         A loader, the public way, would read every single value as well.
         """
-        content = CLASS_PATH.sub(own_path, EARLIER_PATH.sub(current_path, content))
-        return super()._load_config_parser_mode(content, *args, **options)
+        return super()._load_config_parser_mode(with_current_paths(content), *args, **options)
 
 
 def _with_null(option: str) -> str:
@@ -98,6 +99,11 @@ def _with_null(option: str) -> str:
     except (SyntaxError, TypeError, ValueError):  # text that contains the word
         return option
     return f"{name}{equals}{written}" if json.loads(written) == literal else option  # JSON has no other keys than text
+
+
+def with_current_paths(content: str) -> str:
+    """Replace names of earlier versions and short names of networks in the text of a configuration."""
+    return CLASS_PATH.sub(own_path, EARLIER_PATH.sub(current_path, content))
 
 
 class _HelpAll(argparse.Action):

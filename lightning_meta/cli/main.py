@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
@@ -123,14 +122,10 @@ def _prepared() -> AbstractContextManager[None]:
 
 
 def _explained(error: Exception, command: str) -> str | None:
-    """The line for an error of the parser, of the disk or of Lightning; None for any other."""
-    from lightning_meta.cli.messages import of_lightning, one_line
-    from lightning_meta.cli.parsing import option_names
+    """The line for an error of the disk or of Lightning; None for any other."""
+    from lightning_meta.cli.messages import of_lightning
     from lightning_meta.fitting.disk import disk_trouble
 
-    if isinstance(error, ArgumentError):
-        names = _module("fit").fit_options() if command == "fit" else option_names(_module(command).make_parser())
-        return one_line(error, names, command)
     if trouble := disk_trouble(error):
         return f"cannot write ({trouble}); free disk space or fix it"
     return of_lightning(error, command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import os
 import re
@@ -22,7 +21,7 @@ import lightning_meta
 from lightning_meta import nn
 from lightning_meta.cli.options import Place, as_options
 from lightning_meta.describing import RemembersArguments, remember
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.fitting.checks import as_list
 from lightning_meta.import_paths import import_object
 from lightning_meta.run import RunLogger
@@ -65,11 +64,6 @@ def with_own_paths(args: Sequence[str]) -> list[str]:
                 value = re.sub(r"(^|:\s*)(\w+)(?=\s*([,}]|$))", own_path, value)
         replaced.append(f"{option}={value}" if equals else value)
     return replaced
-
-
-def option_names(parser: argparse.ArgumentParser) -> list[str]:
-    """Names of all options of a parser, for suggestions."""
-    return list(parser.get_defaults().keys() if isinstance(parser, ArgumentParser) else vars(parser.parse_args([])))
 
 
 def add_overwrite(parser: ArgumentParser) -> None:
@@ -184,26 +178,32 @@ def _remembering(make: Callable[..., Any], *args: Any, **init_args: Any) -> Any:
     return made
 
 
-def mistake_in(config: Namespace) -> UserError | None:
+def mistake_in(config: Namespace, refusal: Exception) -> UserError | None:
     """Find the mistake in the arguments of an object by instantiating all objects again, innermost first.
 
     The parser itself reports for each alternative of a type why it does not fit, and drops the original error.
 
+    Args:
+        config: The configuration that could not be instantiated.
+        refusal: The parser's error, whose message contains the reason.
+
     Returns:
-        The error, with options such as `--data.shots` in its message; None if no object raises a `UserError`.
+        The error, with options such as `--data.shots` in its message; None if no object raises one.
     """
     try:
         for section, value in vars(config).items():
             _made(section, value)
     except UserError as error:
         return error
-    except _NotMadeError:
-        pass
+    except _NotMadeError as error:
+        reason = reason_of(error.__cause__ or error)
+        if reason in reason_of(refusal):
+            return UserError(f"{error}: {reason}")
     return None
 
 
 class _NotMadeError(Exception):
-    """An object cannot be instantiated, for a reason that is not a `UserError`."""
+    """An object cannot be instantiated, for a reason that is not a `UserError`; the message names it."""
 
 
 def _made(path: str, config: Any) -> Any:
@@ -213,12 +213,12 @@ def _made(path: str, config: Any) -> Any:
         return config
     if "class_path" not in config:
         return Namespace({name: _made(f"{path}.{name}", value) for name, value in vars(config).items()})
-    init_args = vars(config.get("init_args", Namespace()))
+    init_args = {**vars(config.get("init_args", Namespace())), **(config.get("dict_kwargs") or {})}
     arguments = {name: _made(f"{path}.{name}", value) for name, value in init_args.items()}
     try:
         cls = import_object(config.class_path)
     except UserError as error:
-        raise _NotMadeError from error
+        raise _NotMadeError(f"--{path}") from error
     if isinstance(cls, type) and issubclass(cls, Optimizer | LRScheduler):
         return partial(cls, **arguments)
     try:
@@ -228,4 +228,4 @@ def _made(path: str, config: Any) -> Any:
             as_options(str(error), [Place(path, config.class_path.rpartition(".")[2], init_args)])
         ) from error
     except Exception as error:
-        raise _NotMadeError from error
+        raise _NotMadeError(f"--{path}: {cls.__name__}") from error

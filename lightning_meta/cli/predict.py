@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lightning_meta.cells import as_cells
 from lightning_meta.cli.calibrating import read_calibration
+from lightning_meta.cli.messages import parse
 from lightning_meta.cli.predict_options import IMAGES_AT_ONCE, check, make_parser
 from lightning_meta.cli.predict_rows import predict_rows
 from lightning_meta.cli.trained import load_trained
@@ -43,7 +44,7 @@ ROUNDED = "{:.6f}"
 
 def predict(args: Sequence[str]) -> None:
     """Print the leave-one-out accuracy of the labelled images, and write the predictions for other images or rows."""
-    config = make_parser().parse_args(list(args))
+    config = parse(make_parser(), args, "predict")
     check(config)
     if config.table is not None or config.support is None:
         model = _loaded(config).to(find_device(config.device, "--device"))

@@ -23,7 +23,7 @@ from lightning_meta.cli.calibrating import (
     write_table_calibration,
 )
 from lightning_meta.cli.helping import Parser
-from lightning_meta.cli.messages import one_line, parsing
+from lightning_meta.cli.messages import parse, parsing, passed
 from lightning_meta.cli.options import as_option, naming_options
 from lightning_meta.cli.parsing import mistake_in
 from lightning_meta.cli.trained import add_model_options, load_trained
@@ -168,7 +168,7 @@ def _instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespac
         objects: Namespace = parser.instantiate(config)
         return objects
     except (TypeError, ValueError) as error:
-        message = str(mistake_in(Namespace(data=config.data)) or one_line(error, command="test"))
+        message = str(mistake_in(Namespace(data=config.data), error) or passed(error, "test"))
         for option, argument in OF_DATA.items():
             if config[option] is not None:
                 message = message.replace(f"--data.{argument}:", f"--{option}:")
@@ -228,7 +228,7 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
     if first.ckpt_path is None:
         if not {"-h", "--help", "--help_all", "--data.help"} & {arg.partition("=")[0] for arg in args}:
             raise UserError("--ckpt_path: name a run directory or a checkpoint, such as runs/protonet_glyphs/0")
-        return parser.parse_args(list(args)), Path()
+        return parse(parser, args, "test"), Path()
     checkpoint = find_checkpoint(first.ckpt_path)
     run = run_directory_of(checkpoint)
     file = Path(first.config) if first.config else run / "config.yaml" if run else None
@@ -248,7 +248,7 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         base = without_machine(base)
         check_untrusted(base, file)
     with parsing():
-        config = parser.parse_args(list(args), namespace=parser.parse_object({**base, "ckpt_path": first.ckpt_path}))
+        config = parse(parser, args, "test", {**base, "ckpt_path": first.ckpt_path})
     check_seed(config.seed_everything, as_option)
     check_trainer(config.trainer, "test", as_option)
     for name in ("ways", "shots"):

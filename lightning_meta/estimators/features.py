@@ -8,7 +8,7 @@ import numpy as np
 
 from lightning_meta.errors import UserError
 from lightning_meta.estimators.needed import validate_data
-from lightning_meta.estimators.wording import about, refuse_dates, refuse_no_array
+from lightning_meta.estimators.wording import about, holds_text, refuse_dates, refuse_no_array
 
 
 def read_features(estimator: Any, X: Any, **options: Any) -> Any:
@@ -29,7 +29,7 @@ def read_features(estimator: Any, X: Any, **options: Any) -> Any:
         with about("X"):
             return validate_data(estimator, X, dtype=np.float64, **options)
     except UserError as error:
-        if "could not convert string" not in str(error):
+        if not holds_text(X):
             raise
         raise UserError(
             f"{error}; encode columns of text first, such as by sklearn.compose.ColumnTransformer with a "

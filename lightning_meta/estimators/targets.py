@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_meta.checks import is_missing
 from lightning_meta.errors import UserError
 from lightning_meta.estimators.needed import check_array, column_or_1d
-from lightning_meta.estimators.wording import about, refuse_dates, refuse_no_array
+from lightning_meta.estimators.wording import about, holds_text, refuse_dates, refuse_no_array
 
 
 def numbers_of(y: Any) -> NDArray[np.float64]:
@@ -23,7 +23,7 @@ def numbers_of(y: Any) -> NDArray[np.float64]:
         with about("y"):
             numbers: NDArray[np.float64] = check_array(y, **options)
     except UserError as error:
-        if "could not convert string" not in str(error):
+        if not holds_text(y):
             raise
         raise UserError(f"{error}; a regression takes numbers, MultiTaskClassifier takes labels") from error
     return numbers

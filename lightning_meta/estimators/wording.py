@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from numbers import Number
 from typing import Any
 
+import numpy as np
+
 from lightning_meta.errors import UserError
 
 FILL = "fill in missing values first, such as by sklearn.impute.SimpleImputer in a Pipeline"
@@ -44,6 +46,11 @@ def refuse_dates(name: str, values: Any) -> None:
         if getattr(dtype, "kind", "") in ("m", "M"):
             where = "it" if column is None else f"column {column!r}"
             raise UserError(f"{name}: {where} holds dates; give numbers, such as days since the first date")
+
+
+def holds_text(values: Any) -> bool:
+    """Whether a value of an array, a list or a DataFrame is text."""
+    return any(isinstance(value, str | bytes) for value in np.asarray(values, dtype=object).flat)
 
 
 @contextmanager

@@ -12,12 +12,10 @@ from reprlib import repr
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError
 
 from lightning_meta.cli.config_text import read_config
-from lightning_meta.cli.fit import ParsedOnly, fit_options
+from lightning_meta.cli.fit import ParsedOnly
 from lightning_meta.cli.ladder.search import TUNED, Search, read_search
-from lightning_meta.cli.messages import one_line
 from lightning_meta.cli.shipped import as_given
 from lightning_meta.describing import fixed_options
 from lightning_meta.errors import UserError
@@ -200,8 +198,8 @@ def _parsed(file: str, folder: Path, rung: str, config: dict[str, Any], options:
     arguments = [f"--config={text}", *options, f"--name={rung}", f"--runs={folder}"]
     try:
         cli = ParsedOnly(arguments)
-    except ArgumentError as error:
-        raise UserError(f"{file}, rung {rung}: {one_line(error, fit_options())}") from error
+    except UserError as error:
+        raise UserError(f"{file}, rung {rung}: {error}") from error
     parsed = yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))
     return {k: v for k, v in parsed.items() if k not in ("config", "ckpt_path", "allow_changes")}
 

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jsonargparse import ArgumentError
 from rich.console import Console
 from rich.table import Table
 
-from lightning_meta.cli.fit import ParsedOnly, fit, fit_options
-from lightning_meta.cli.messages import one_line
+from lightning_meta.cli.fit import ParsedOnly, fit
 from lightning_meta.cli.plain_parser import PlainParser
 from lightning_meta.cli.shipped import with_shipped
 from lightning_meta.cli.sweep.file import OF_THE_SWEEP, Sweep, read_sweep
@@ -114,8 +112,6 @@ def _refusal(options: Sequence[str]) -> str | None:
     try:
         with redirect_stdout(io.StringIO()), using_threads("fit", options) as fit_args:
             fit([*with_shipped(fit_args), "--print_config"])
-    except ArgumentError as error:
-        return one_line(error, fit_options())
     except UserError as error:
         return str(error)
     except SystemExit:  # the end of --print_config

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_meta.checks import is_number
 from lightning_meta.cli.config_text import read_config
-from lightning_meta.cli.fit import fit_options
+from lightning_meta.cli.options import SECTIONS
 from lightning_meta.errors import UserError
 from lightning_meta.modes import contradiction, known_mode
 from lightning_meta.reading import no_file
@@ -22,6 +22,7 @@ KEYS = {"program", "method", "metric", "parameters", "command", "name", "descrip
 LIST, RANGE = {"constant", "categorical"}, {"uniform", "int_uniform", "log_uniform_values"}
 LOGGER = "--trainer.logger"
 OF_THE_SWEEP = ("name", "runs", "ckpt_path")
+SETTABLE = (*SECTIONS, "config", "seed_everything", "allow_changes")
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,8 @@ def read_sweep(file: str | Path) -> Sweep:
     if not all(isinstance(option, str) for option in content["parameters"]):
         raise UserError(f"{file}, parameters: expected options of fit, got {[*content['parameters']]}")
     parameters = {option: read_parameter(f"{file}, {option}", spec) for option, spec in content["parameters"].items()}
-    settable = {name.partition(".")[0] for name in fit_options()} - set(OF_THE_SWEEP)
     for option in parameters:
-        if option.partition(".")[0] not in settable:
+        if option.partition(".")[0] not in SETTABLE:
             raise UserError(f"{file}, {option}: fit has no such option, or a sweep cannot set it")
         if method == "grid" and not parameters[option].values:
             raise UserError(f"{file}, {option}: a grid needs values, not a range")

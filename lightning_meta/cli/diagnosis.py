@@ -1,0 +1,316 @@
+"""Find the first mistake in what the user gave: the options of the command line and the files that `--config` names.
+
+Each value is compared with what the parser and the classes declare; the message of the parser's error is not read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_meta.cli.config_text import config_files
+from lightning_meta.cli.declared import (
+    Typed,
+    alternatives,
+    arguments_of,
+    classes_of,
+    fits,
+    inner_type,
+    makes,
+    named,
+    options_of,
+    shown,
+    subclasses,
+    type_of,
+)
+from lightning_meta.cli.helping import with_current_paths
+from lightning_meta.cli.shipped import shipped
+from lightning_meta.describing import fixed_options
+from lightning_meta.errors import UserError, similar, some_of
+from lightning_meta.import_paths import import_object
+from lightning_meta.reading import LARGEST_YAML, no_file, parse_yaml, read_text, similar_file
+
+LONGEST = 400  # characters of a line
+MOST = 12  # options that a message lists
+QUOTE = " (in YAML, quote no, yes, off, on, false, true, which are booleans)"
+_MISSING = object()  # the value of an option that has none
+
+
+@dataclass
+class Made:
+    """A class or a function that a configuration names, and the arguments that are set."""
+
+    make: Any
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+class Given:
+    """What the user gave; each value is checked when it is set.
+
+    Args:
+        parser: The parser of a command.
+        command: The command whose `--help` is recommended.
+    """
+
+    def __init__(self, parser: Any, command: str) -> None:
+        self.options = options_of(parser)
+        self.of_strings = {string: action for action in parser._actions for string in action.option_strings}
+        self.takes_files = "--print_config" in self.of_strings  # jsonargparse adds it beside an option for files
+        self.pointer = f"see lightning-meta {command} --help"
+        self.values: dict[str, Any] = {}
+
+    def check(self, args: Sequence[str], base: Mapping[str, Any]) -> None:
+        """Check the options of a command.
+
+        Args:
+            args: The options.
+            base: A configuration that they change.
+
+        Raises:
+            UserError: One of them is wrong, or one is missing.
+        """
+        self._set_all(base)
+        for name, value in self._split(args):
+            self._set(name, value)
+        missing = [
+            f"--{name}" if action.option_strings else str(action.metavar)
+            for name, action in self.options.items()
+            if self.values.get(name) is None and "." not in name and (action.required or classes_of(type_of(action)))
+        ]
+        if missing:
+            hint = "; name a configuration with --config FILE" if self.takes_files else ""
+            raise UserError(f"{' and '.join(missing)} must be given{hint}")
+        for name, value in self.values.items():
+            _check_complete(f"--{name}", value)
+
+    def _split(self, args: Sequence[str]) -> Iterator[tuple[str, Any]]:
+        """Names of options and their values."""
+        positional = next((name for name, action in self.options.items() if not action.option_strings), None)
+        waiting = list(args)
+        while waiting:
+            string, equals, value = (given := waiting.pop(0)).partition("=")
+            action = self.of_strings.get(string)
+            if action is None and not string.startswith("--"):
+                if positional is None or string.startswith("-"):
+                    raise _mistake(*self._leftover(given))
+                self.values[positional] = given
+            elif action is None or (action.dest in self.options and action.nargs != 0):
+                values = [value] if equals else list(takewhile(_is_value, waiting))
+                values = values if action is not None and action.nargs == "+" else values[:1]
+                del waiting[: 0 if equals else len(values)]
+                name = string.lstrip("-") if action is None or string.endswith("+") else action.dest
+                yield name, Typed(values[0]) if values else _MISSING
+
+    def _leftover(self, given: str) -> tuple[str, str]:
+        if self.takes_files and (Path(given).suffix in (".yaml", ".yml") or given in shipped()):
+            return given, f"an option was expected; did you mean --config {given}?"
+        name = given.lstrip("-\u2013\u2014").partition("=")[0]
+        return f"--{name}", self._unknown(name)
+
+    def _unknown(self, name: str) -> str:
+        sections = [] if "." in name else {option.partition(".")[0] for option in self.options if "." in option}
+        meant = _meant(name, [*self.options, *sections], "--")
+        return f"there is no such option{meant or f'; {self.pointer}'}"
+
+    def _set_all(self, values: Mapping[Any, Any], section: str = "") -> None:
+        """Set the options of a configuration, or of a section such as `trainer`."""
+        for key, value in values.items():
+            name = f"{section}{key}"
+            if name in self.options or not any(option.startswith(f"{name}.") for option in self.options):
+                self._set(name, value)
+            elif isinstance(value, Mapping):
+                self._set_all(value, f"{name}.")
+
+    def _set(self, name: str, value: Any) -> None:
+        """Set an option, such as `model`, an argument in its value, `model.inner_lr`, or append to it, `name+`."""
+        option, path = name.removesuffix("+"), list[str]()
+        while option and option not in self.options:
+            option, _, last = option.rpartition(".")
+            path.insert(0, last)
+        kind = type_of(self.options[option]) if option else None
+        if not option or (path and not classes_of(kind) and inner_type(kind, Mapping) is None):
+            raise _mistake(f"--{name}", self._unknown(name))
+        if value is _MISSING:
+            raise _mistake(f"--{name}", f"a value is missing; {self.pointer}")
+        if option == "config" and self.takes_files and isinstance(value, Typed):
+            self._set_all(_content(value))
+        old = self.values.get(option)
+        new = self._changed(f"--{option}", kind, None if name.endswith("+") else old, path, value)
+        if name.endswith("+"):
+            new = [*(old if isinstance(old, list) else []), *(new if isinstance(new, list) else [new])]
+        self.values[option] = new
+
+    def _changed(self, option: str, kind: Any, old: Any, path: list[str], value: Any) -> Any:
+        """The value of an option after it, or what the path names in it, is set."""
+        classes, of_mapping = classes_of(kind), inner_type(kind, Mapping)
+        if path and isinstance(old, list):
+            return [*old[:-1], self._changed(option, kind, old[-1], path, value)]
+        if path and of_mapping is not None and not isinstance(old, Made):
+            (name, *rest), values = path, old if isinstance(old, dict) else {}
+            return {**values, name: self._changed(f"{option}.{name}", of_mapping, values.get(name), rest, value)}
+        if path and path[0] == "dict_kwargs":
+            return old
+        if path and path[0] != "class_path":
+            return self._with_argument(option, kind, old, path[1:] if path[0] == "init_args" else path, value)
+        loaded = _loaded(value)
+        if classes and isinstance(loaded, dict) and (of_mapping is None or "class_path" in loaded):
+            spec = loaded if {"class_path", "init_args"} & set(loaded) else {"init_args": loaded}
+            made = old
+            if "class_path" in spec:
+                if not isinstance(spec["class_path"], str):
+                    raise _mistake(f"{option}.class_path", self._unfit(str, spec["class_path"]))
+                made = self._changed(option, kind, old, [], spec["class_path"])
+            if not isinstance(init_args := spec.get("init_args", {}), dict):
+                raise _mistake(f"{option}.init_args", self._unfit(Mapping, init_args))
+            for name, inner in init_args.items():
+                made = self._with_argument(option, kind, made, [str(name)], inner)
+            return made
+        item = of_mapping if isinstance(loaded, dict) else inner_type(kind, Iterable)
+        if isinstance(loaded, dict | list) and item is not None and (classes_of(item) or not fits(kind, value)):
+            if isinstance(loaded, dict):
+                inner = {name: self._changed(f"{option}.{name}", item, None, [], each) for name, each in loaded.items()}
+            else:
+                inner = [self._changed(option, item, None, [], each) for each in loaded]
+            if classes_of(item):
+                return inner
+        if classes and isinstance(value, str) and (make := self._found(option, kind, str(value))) is not None:
+            return Made(make, old.arguments if isinstance(old, Made) else {})  # those that it lacks are ignored
+        if not fits(kind, value):
+            raise _mistake(option, self._unfit(kind, value))
+        return value
+
+    def _with_argument(self, option: str, kind: Any, made: Any, path: list[str], value: Any) -> Made:
+        """An object after one of its arguments, or what the path names in it, is set."""
+        name, *rest = path
+        if not isinstance(made, Made):  # the parser takes the class that the type names
+            likely = [cls for cls in classes_of(kind) if not inspect.isabstract(cls) and name in arguments_of(cls)]
+            if not likely:
+                hint = f"give {option} CLASS before {option}.{name}"
+                raise _mistake(option, f"{name} is an argument of a class that is not named; {hint}")
+            made = Made(likely[0])
+        declared, old = arguments_of(made.make), made.arguments.get(name)
+        if name not in declared:
+            raise _mistake(f"{option}.{name}", _no_argument(option, made.make, name))
+        changed = self._changed(f"{option}.{name}", type_of(declared[name]), old, rest, value)
+        return Made(made.make, {**made.arguments, name: changed})
+
+    def _found(self, option: str, kind: Any, name: str) -> Any:
+        """The class or function of a name; None for a value of another kind."""
+        try:
+            same = {name: import_object(name)} if "." in name else named(kind, name)
+        except UserError as error:
+            if fits(kind, name):
+                return None
+            raise _mistake(option, _not_there(name, error)) from error
+        found = next(iter(same.values()), None)
+        if len(same) > 1:
+            raise _mistake(
+                option, f"several classes are named {name}; give the path of one: {' or '.join(sorted(same))}"
+            )
+        if inspect.isabstract(found):
+            raise _mistake(option, f"{name} is an abstract class; name one of its subclasses; {self.pointer}")
+        if found is None and not fits(kind, name):
+            close = _meant(name, [cls.__name__ for cls in subclasses(kind) if not inspect.isabstract(cls)])
+            other = f" here; expected a {shown(kind).removesuffix(' or null')}, {self.pointer}"
+            raise _mistake(option, f"there is no class {name}{close or other}")
+        return found if makes(found, kind) else None
+
+    def _unfit(self, kind: Any, value: Any) -> str:
+        """What was expected instead of a value."""
+        expected, several = shown(kind), len(alternatives(kind)) > 1
+        example = ", such as {NAME: VALUE}," if expected == "Mapping" else ","
+        hint = QUOTE if isinstance(value, bool) and str in alternatives(kind) else ""
+        got = "null" if value is None else _loaded(value)
+        return f"expected {expected}{example} got {got}{hint}{f'; {self.pointer}' if several else ''}"
+
+
+def _mistake(option: str, text: str) -> UserError:
+    return UserError(f"{option}: {text}"[:LONGEST])
+
+
+def _check_complete(option: str, value: Any) -> None:
+    """Check that all required arguments of the objects in a value are set."""
+    inner = value if isinstance(value, dict) else {}
+    if isinstance(value, Made):
+        inner = value.arguments
+        required = [name for name, action in arguments_of(value.make).items() if action.required]
+        if missing := [name for name in required if name not in inner]:
+            names, verb = " and ".join(missing), "is" if len(missing) == 1 else "are"
+            hint = f"give {option}.{missing[0]}, or {missing[0]} in its init_args"
+            raise _mistake(option, f"{value.make.__name__}: {names} {verb} required; {hint}")
+    for name, each in inner.items():
+        _check_complete(f"{option}.{name}", each)
+    for each in value if isinstance(value, list) else []:
+        _check_complete(option, each)
+
+
+def _is_value(arg: str) -> bool:
+    """Whether an argument after an option is its value, by the rules of argparse."""
+    return not arg.startswith("-") or " " in arg or arg == "-" or arg[1:].replace(".", "", 1).isdigit()
+
+
+def _loaded(value: Any) -> Any:
+    """A list or a mapping that was typed in YAML's syntax as such; other values are returned unchanged."""
+    try:
+        loaded = parse_yaml(str(value)) if isinstance(value, Typed) else value
+    except (ValueError, yaml.YAMLError):
+        return value
+    return loaded if isinstance(loaded, dict | list) else value
+
+
+def _content(value: Any) -> Mapping[Any, Any]:
+    """The content of the file that `--config` names, or of a configuration that is passed as text."""
+    file = next((file for file in config_files(["--config", str(value)]) if file.is_file()), None)
+    content = _loaded(Typed(with_current_paths(str(value) if file is None else read_text(file, LARGEST_YAML))))
+    if file is None and not isinstance(content, dict):
+        name = None if similar_file(value) else similar(Path(value).stem, shipped())
+        hint = f"; did you mean --config {name}, which is shipped?" if name else ""
+        raise _mistake("--config", f"{no_file(value)}{hint}")
+    return content if isinstance(content, dict) else {}
+
+
+def _no_argument(option: str, make: Any, name: str) -> str:
+    """Why an argument is refused, and which there are."""
+    owner, names = make.__name__, arguments_of(make)
+    if isinstance(make, type) and name in fixed_options(make):
+        return f"{owner} sets it itself; leave it out"
+    listed = f"; {option}.help {owner} lists them" if option in ("--model", "--data") else ""
+    listed = listed or (f"; it has {some_of(names, MOST)}" if names else "")
+    return f"there is no such option of {owner}{_meant(name, names) or listed}"
+
+
+def _not_there(path: str, error: UserError) -> str:
+    """Why a path cannot be imported."""
+    module, _, name = path.rpartition(".")
+    cause = error.__cause__
+    absent = cause if isinstance(cause, ModuleNotFoundError) else getattr(cause, "__context__", None)
+    if isinstance(absent, ModuleNotFoundError) and absent.name:
+        return f"there is no module {absent.name}; install it, run from its folder, or add that folder to PYTHONPATH"
+    if not isinstance(cause, AttributeError):
+        return str(error)
+    imported = sys.modules.get(module)  # None for a nested class
+    classes = [each for each in dir(imported) if inspect.isclass(getattr(imported, each, None))]
+    return f"there is no class {path}{_meant(name, classes)}"
+
+
+def _meant(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """The end of a message that suggests a similar name; "" without one."""
+    names = list(names)
+    head, last = name.partition(".")[0], name.rpartition(".")[2]
+    heads = {n.partition(".")[0] for n in names}
+    if "." in name and head not in heads:
+        name = last = head
+        names = sorted(heads)
+    by_last = {n.rpartition(".")[2]: n for n in names}
+    close = [n for n in names if n.lower() == name.lower()]
+    close = close or difflib.get_close_matches(name, list(by_last.values()), n=1, cutoff=0.75)
+    close = close or [by_last[n] for n in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)]
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
