@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -24,6 +24,7 @@ from lightning_meta.nn.checks import check_derivatives
 from lightning_meta.nn.features import zeros_like_inputs
 from lightning_meta.nn.normalization import Statistics, refuse_other_batch_norms, statistics_from, task_norms
 from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call, tensors_of, untouched
+from lightning_meta.overrides import CalledInPart
 from lightning_meta.tasks import EpisodeSpec
 
 BatchNorm = Literal["transductive", "inductive"]
@@ -121,6 +122,15 @@ class GradientBasedLearner(MetaModule, ABC):
 
     second_derivatives: ClassVar[bool] = False
     """Whether a method needs second derivatives of the support loss even with `first_order`."""
+
+    called_in_part: ClassVar[Mapping[str, CalledInPart]] = {
+        "adapt": CalledInPart("in evaluation", "override trajectory instead", ("trajectory",)),
+        "predict": CalledInPart(
+            "in training",
+            "change the network instead, or override outcome as well",
+            ("outcome", "task_loss", "meta_batch_loss"),
+        ),
+    }
 
     def make_parts(self) -> None:
         """Make the head, and refuse unknown names in `inner_parameters`."""

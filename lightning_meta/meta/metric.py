@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from lightning_meta.functional.prototypes import unit_length
 from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.normalization import Statistics, refuse_other_batch_norms, task_norms
 from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call
+from lightning_meta.overrides import CalledInPart
 
 BatchNorm = Literal["running", "inductive", "transductive"]
 
@@ -22,6 +24,7 @@ BatchNorm = Literal["running", "inductive", "transductive"]
 # of the support set, gradients flow through them: they are not constants.
 _SUPPORT: dict[BatchNorm, Statistics] = {"running": "stored", "inductive": "batch", "transductive": "fused"}
 _QUERY: dict[BatchNorm, Statistics] = {"running": "stored", "inductive": "stored", "transductive": "fused"}
+_TRAINING = ("task_loss", "meta_batch_loss")
 
 
 class MetricLearner(MetaModule, ABC):
@@ -42,6 +45,14 @@ class MetricLearner(MetaModule, ABC):
 
     inner_gradients = False
     classifies_only = True
+    called_in_part: ClassVar[Mapping[str, CalledInPart]] = {
+        name: CalledInPart("in training", f"{instead} instead, or override task_loss as well", _TRAINING)
+        for name, instead in (
+            ("adapt", "override summarise"),
+            ("predict", "override logits"),
+            ("features", "change the backbone"),
+        )
+    }
 
     def __init__(
         self,

@@ -16,7 +16,8 @@ from lightning_meta import load
 from lightning_meta.batches import Examples
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError
-from lightning_meta.meta import MAML, MetaModule, ProtoNet
+from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet, SimpleShot
+from lightning_meta.meta.base import Outcome
 from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.sources import FromDataset, Sinusoid
@@ -87,8 +88,8 @@ def test_scores_of_a_wrong_shape_are_refused_before_training() -> None:
     """A loss takes scores of more classes than the task has, and accuracy is only low."""
 
     class AllFeatures(ProtoNet):
-        def predict(self, state: Any, x: Tensor) -> Tensor:
-            return self.backbone(x)
+        def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
+            return features
 
     runs = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False)
     with pytest.raises(UserError, match=r"AllFeatures.predict returned \(9, 8\); expected \(9, 3\): a score for each"):
@@ -195,6 +196,52 @@ def test_a_hook_that_leaves_out_that_of_the_package_is_refused() -> None:
 
     for cls in (Named, Improves):
         cls(MLP(256, (8,)))
+
+
+def test_an_override_that_would_be_left_out_somewhere_is_refused() -> None:
+    """Training would use the method of the package, and evaluation or a predictor that of the user."""
+
+    class Sharp:
+        def predict(self, state: Any, x: Tensor) -> Tensor:
+            return 10 * super().predict(state, x)  # type: ignore[misc]
+
+    class Rolls:
+        def adapt(self, support: Examples, ways: int) -> Any:
+            return super().adapt(support, ways)  # type: ignore[misc]
+
+    class OwnFeatures(ProtoNet):
+        def features(self, state: dict[str, Any], x: Tensor) -> Tensor:
+            return 2 * super().features(state, x)
+
+    class OwnLoss(Baseline):
+        def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
+            return super().task_loss(support, query, ways)
+
+    refused: list[tuple[tuple[type, ...], str]] = [
+        ((Sharp, ProtoNet), r"Sharp.predict: MetricLearner does not call it in training; override logits instead, or"),
+        ((Rolls, ProtoNet), r"Rolls.adapt: MetricLearner does not call it in training; override summarise instead, or"),
+        ((OwnFeatures,), r"OwnFeatures.features: MetricLearner does not call it in training; change the backbone"),
+        ((Sharp, MAML), r"Sharp.predict: GradientBasedLearner does not call it in training; .* override outcome"),
+        ((Rolls, MAML), r"Rolls.adapt: GradientBasedLearner does not call it in evaluation; override trajectory"),
+        ((OwnLoss,), r"OwnLoss.task_loss: ClassifierLearner does not call it in training; override meta_batch_loss"),
+    ]
+    for bases, message in refused:
+        with pytest.raises(UserError, match=message):
+            type("Derived", bases, {})(MLP(256, (8,)))
+
+    class Own:
+        """Each decides itself whether `adapt` and `predict` are called."""
+
+        task_loss = MetaModule.task_loss
+        trajectory = MetaModule.trajectory
+
+    for bases in [
+        (Sharp, Own, ProtoNet),
+        (Rolls, Own, ProtoNet),
+        (Sharp, Rolls, Own, MAML),
+        (Sharp, Rolls, SimpleShot),
+    ]:
+        type("Derived", bases, {})(MLP(256, (8,)))
 
 
 class LearnedDirection(MAML):
