@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 
 from lightning_meta.errors import UserError
 
-_HOOKS = ("setup", "configure_callbacks", "configure_model", "optimizer_step", "backward")  # besides `on_...`
+_HOOKS = (  # besides `on_...` and those that a class names in `needs_super`
+    "setup",
+    "configure_callbacks",
+    "configure_model",
+    "optimizer_step",
+    "backward",
+    "validation_step",
+    "test_step",
+)
 
 
 class CalledInPart(NamedTuple):
@@ -39,10 +47,11 @@ def check_overrides(cls: type) -> None:
             it and the class that needs it.
     """
     _check_partners(cls)
+    needs_super: dict[str, str] = getattr(cls, "needs_super", {})
     own: dict[str, type] = {}  # the class whose hook does not call the next one, by name of the hook
     for base in cls.__mro__:
         for name, hook in vars(base).items():
-            if not (name.startswith("on_") or name in _HOOKS):
+            if not (name.startswith("on_") or name in _HOOKS or name in needs_super):
                 continue
             if _is_users(base):
                 if not _mentions(hook, name):
@@ -50,7 +59,7 @@ def check_overrides(cls: type) -> None:
             elif name in own and _does_something(hook):
                 raise UserError(
                     f"{own[name].__name__}.{name} must call super().{name}(...): otherwise what {base.__name__} does "
-                    "there is left out"
+                    f"there is left out{needs_super.get(name, '')}"
                 )
 
 

@@ -115,6 +115,11 @@ class MetaModule(ChecksBatches, Learner, ABC):
         "_warned_of_loop",
     )
 
+    needs_super: ClassVar[Mapping[str, str]] = {
+        "training_step": ", such as running batch statistics; to change the loss, override task_loss or meta_batch_loss"
+    }
+    """Methods besides hooks whose overrides must call `super()`, with the end of the error message."""
+
     needs_images: bool = False
     """Whether `adapt` and `predict` need images even if the backbone is frozen, for example to augment them.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_meta import load
-from lightning_meta.batches import Examples
+from lightning_meta.batches import Episode, Examples
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet, SimpleShot
@@ -159,10 +159,29 @@ def test_a_hook_that_leaves_out_that_of_the_package_is_refused() -> None:
         def on_train_epoch_end(self) -> None:
             print("done")
 
+    class OwnStep(ProtoNet):
+        def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
+            return self.meta_batch_loss(self.inputs(batch)).loss.mean()
+
+    class OwnValidation(ProtoNet):
+        def validation_step(self, batch: Episode, batch_idx: int) -> None:
+            self.log("val/accuracy", 0.5, batch_size=1)
+
+    class OwnTest(MultiHead):
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            print(batch)
+
     for made, message in [
         (Silent, r"Notes.on_save_checkpoint must call super\(\).on_save_checkpoint"),
         (Derived, r"Notes.on_save_checkpoint must call super\(\).on_save_checkpoint"),
         (EveryEpoch, r"EveryEpoch.on_train_epoch_end must call .* what MultiTaskModule does there is left out"),
+        (
+            OwnStep,
+            r"OwnStep.training_step must call super\(\).training_step\(...\): otherwise what MetaModule does there is "
+            "left out, such as running batch statistics; to change the loss, override task_loss or meta_batch_loss",
+        ),
+        (OwnValidation, r"OwnValidation.validation_step must call .* what MetaModule does there is left out"),
+        (OwnTest, r"OwnTest.test_step must call .* what MultiTaskModule does there is left out"),
     ]:
         with pytest.raises(UserError, match=message):
             made(MLP(256, (8,)))
@@ -186,6 +205,9 @@ def test_a_hook_that_leaves_out_that_of_the_package_is_refused() -> None:
     class Named(ProtoNet):
         def on_train_epoch_end(self) -> None:
             MetaModule.on_train_epoch_end(self)
+
+        def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
+            return 2 * super().training_step(batch, batch_idx)
 
         def on_train_batch_end(self, *args: Any) -> None:  # the package has none
             print("done")
