@@ -416,10 +416,33 @@ class MetaModule(ChecksBatches, Learner, ABC):
                 f"{each}"
             )
 
+    def check_loss(self, method: str, loss: Any) -> Tensor:
+        """Refuse a loss that is not a scalar tensor.
+
+        Args:
+            method: Name of the method that returned the loss.
+            loss: Its value.
+
+        Raises:
+            UserError: The loss is a number, or one number per example, for example.
+        """
+        if isinstance(loss, Tensor) and not loss.dim():
+            return loss
+        received = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(
+            f"{type(self).__name__}.{method} returned {received}; expected a scalar tensor, the mean over examples"
+        )
+
     def _train_on_task(self, how: TaskMap, ways: int, support: Examples, query: Examples) -> Outcome:
         """`task_loss`, together with the batch statistics of its forward passes."""
         with collected_statistics(self.network) as statistics:
             outcome = self.task_loss(support, query, ways)
+        if not isinstance(outcome, Outcome):
+            raise UserError(
+                f"{type(self).__name__}.task_loss returned {type(outcome).__name__}; expected an Outcome of loss, "
+                "outputs, targets and buffers"
+            )
+        self.check_loss("task_loss", outcome.loss)
         self.check_outputs(outcome.outputs, query, ways)
         buffers = self.keep_buffers(outcome.buffers) if how.strategy == "loop" else outcome.buffers
         return outcome._replace(buffers={**statistics, **buffers})

@@ -290,7 +290,7 @@ class GradientBasedLearner(MetaModule, ABC):
 
         def support_loss(adapted: Tensors, buffers: Tensors, data: _Data) -> tuple[Tensor, Tensors]:
             outputs, buffers = forward(adapted, buffers, data)
-            return self.inner_loss(outputs, data.examples.y), buffers
+            return self.check_loss("inner_loss", self.inner_loss(outputs, data.examples.y)), buffers
 
         steps = self.inner_steps if self.training else self.test_inner_steps
         size = self.inner_batch_size

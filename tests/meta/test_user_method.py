@@ -141,6 +141,57 @@ def test_training_refuses_predictions_of_a_wrong_shape_and_a_loss_without_a_grad
         assert runs.global_step == 0
 
 
+def test_results_of_a_wrong_type_or_shape_are_refused() -> None:
+    """Otherwise the run would end in an error of torch that names neither the method nor what it must return."""
+
+    class PerExample(MAML):
+        def inner_loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(outputs, y, reduction="none")
+
+    class Number(ProtoNet):
+        def outer_loss(self, summary: dict[str, Tensor], query: Examples, outputs: Tensor) -> Any:
+            return 1.0
+
+    class Unnamed(ProtoNet):
+        def summarise(self, support: Examples, ways: int) -> Any:
+            return super().summarise(support, ways)["prototypes"]
+
+    class OnlyLoss(MAML):
+        def task_loss(self, support: Examples, query: Examples, ways: int) -> Any:
+            return super().task_loss(support, query, ways).loss
+
+    class PerQuery(MAML):
+        def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
+            outcome = super().task_loss(support, query, ways)
+            return outcome._replace(loss=nn.functional.cross_entropy(outcome.outputs, query.y, reduction="none"))
+
+    scalar = "expected a scalar tensor, the mean over examples"
+    wrong: list[tuple[type[MetaModule], dict[str, Any], str]] = [
+        (PerExample, {}, rf"PerExample.inner_loss returned shape \(6,\); {scalar}"),
+        (Number, {}, f"Number.outer_loss returned float; {scalar}"),
+        (Unnamed, {}, "Unnamed.summarise returned Tensor; expected tensors by name"),
+        (Unnamed, {"batch_norm": "inductive"}, "Unnamed.summarise returned Tensor; expected tensors by name"),
+        (
+            OnlyLoss,
+            {},
+            "OnlyLoss.task_loss returned Tensor; expected an Outcome of loss, outputs",
+        ),
+        (PerQuery, {}, rf"PerQuery.task_loss returned shape \(9,\); {scalar}"),
+    ]
+    for method, options, message in wrong:
+        for strategy in ("vmap", "loop"):
+            runs = L.Trainer(
+                max_steps=1,
+                accelerator="cpu",
+                logger=False,
+                num_sanity_val_steps=0,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            with pytest.raises(UserError, match=message):
+                runs.fit(method(MLP(256, (8,)), strategy=strategy, **options), pictures())
+
+
 def test_a_hook_that_leaves_out_that_of_the_package_is_refused() -> None:
     """Lightning's own hooks do nothing, so nobody calls them; a checkpoint, for example, would not load by its path."""
 
