@@ -270,10 +270,7 @@ class GradientBasedLearner(MetaModule, ABC):
         shared = {name: p for name, p in others.items() if p.requires_grad}
         frozen = {name: p for name, p in others.items() if not p.requires_grad}
         if not adapted:
-            raise UserError(
-                f"{type(self).__name__} has nothing to adapt: all its weights are frozen (requires_grad is False); "
-                "call unfreeze(), or freeze only the backbone"
-            )
+            raise UserError(f"{type(self).__name__} has nothing to adapt: {self._why_nothing_adapts()}")
         network, rest = self.network, {**frozen, **shared}
         one_pass = self.inner_batch_size is None and not by_step and not self._draws()
         if one_pass and _all_of_head(names):
@@ -369,6 +366,18 @@ class GradientBasedLearner(MetaModule, ABC):
                 f"ways: this {type(self).__name__} has a head for {self.spec.outputs} ways, "
                 f"got {ways or 'differing ways'}; metric-based methods such as ProtoNet support any number of ways"
             )
+
+    def _why_nothing_adapts(self) -> str:
+        """The reason why no weight is adapted, and what to do."""
+        if not any(p.requires_grad for p in self.network.parameters()):
+            return "all its weights are frozen (requires_grad is False); call unfreeze()"
+        if self.inner_parameters is None:
+            return "adapted() names no weight of its network; return names such as head.weight"
+        parts = " and ".join(self.inner_parameters)
+        return (
+            f"its inner steps adapt only {parts}, whose weights are frozen (requires_grad is False); unfreeze some of "
+            "them, or adapt others, as MAML does without inner_parameters"
+        )
 
     def _sequence(self, *names: str) -> nn.Module:
         """Submodules as one sequential network; the object is kept, since `stateless_call` caches data on it."""
