@@ -308,7 +308,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         freeze_evaluated(self.backbone)
         with self.exact_arithmetic():
             if self.graph == "off":
-                outcome = self.training_loss(self.inputs(batch))
+                outcome = self._check_outcome("meta_batch_loss", self.training_loss(self.inputs(batch)))
                 loss = outcome.loss.mean()
                 if not loss.requires_grad:
                     raise UserError(
@@ -331,7 +331,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """The mean outer loss of a meta-batch and the outcome per task, by a CUDA graph if `graph` allows it."""
 
         def mean_loss(batch: Episode) -> tuple[Tensor, Outcome]:
-            outcome = self.training_loss(batch)
+            outcome = self._check_outcome("meta_batch_loss", self.training_loss(batch))
             return outcome.loss.mean(), outcome
 
         return mean_loss(batch) if self.graph == "off" else self._graphs.loss(mean_loss, self, batch)
@@ -433,15 +433,20 @@ class MetaModule(ChecksBatches, Learner, ABC):
             f"{type(self).__name__}.{method} returned {received}; expected a scalar tensor, the mean over examples"
         )
 
+    def _check_outcome(self, method: str, outcome: Any) -> Outcome:
+        """Refuse the result of a training pass that is not an `Outcome`."""
+        if isinstance(outcome, Outcome):
+            return outcome
+        raise UserError(
+            f"{type(self).__name__}.{method} returned {type(outcome).__name__}; expected an Outcome of loss, outputs, "
+            "targets and buffers"
+        )
+
     def _train_on_task(self, how: TaskMap, ways: int, support: Examples, query: Examples) -> Outcome:
         """`task_loss`, together with the batch statistics of its forward passes."""
         with collected_statistics(self.network) as statistics:
             outcome = self.task_loss(support, query, ways)
-        if not isinstance(outcome, Outcome):
-            raise UserError(
-                f"{type(self).__name__}.task_loss returned {type(outcome).__name__}; expected an Outcome of loss, "
-                "outputs, targets and buffers"
-            )
+        self._check_outcome("task_loss", outcome)
         self.check_loss("task_loss", outcome.loss)
         self.check_outputs(outcome.outputs, query, ways)
         buffers = self.keep_buffers(outcome.buffers) if how.strategy == "loop" else outcome.buffers

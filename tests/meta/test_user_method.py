@@ -160,6 +160,10 @@ def test_results_of_a_wrong_type_or_shape_are_refused() -> None:
         def task_loss(self, support: Examples, query: Examples, ways: int) -> Any:
             return super().task_loss(support, query, ways).loss
 
+    class MeanOfTasks(ProtoNet):
+        def meta_batch_loss(self, batch: Episode) -> Any:
+            return super().meta_batch_loss(batch).loss.mean()
+
     class PerQuery(MAML):
         def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
             outcome = super().task_loss(support, query, ways)
@@ -176,6 +180,7 @@ def test_results_of_a_wrong_type_or_shape_are_refused() -> None:
             {},
             "OnlyLoss.task_loss returned Tensor; expected an Outcome of loss, outputs",
         ),
+        (MeanOfTasks, {}, "MeanOfTasks.meta_batch_loss returned Tensor; expected an Outcome of loss, outputs"),
         (PerQuery, {}, rf"PerQuery.task_loss returned shape \(9,\); {scalar}"),
     ]
     for method, options, message in wrong:
