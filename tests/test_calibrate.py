@@ -116,8 +116,8 @@ def test_sets_of_new_tasks_of_the_same_classes_hold_the_label_within_a_point(way
 
 def test_predictions_that_are_not_finite_are_refused() -> None:
     class Wrong(lm.ProtoNet):
-        def predict(self, state: Any, x: torch.Tensor) -> torch.Tensor:
-            return super().predict(state, x) / 0
+        def logits(self, summary: dict[str, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
+            return super().logits(summary, features) / 0
 
     with pytest.raises(UserError, match="predictions for 8 of 8 tasks of the val split are NaN or infinite"):
         lm.calibrate(Wrong(nn.Flatten()), lm.EpisodicDataModule(Noisy(), 3, 1, 5), tasks=7, accelerator="cpu")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.functional.prototypes import unit_length
 from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call
+from lightning_meta.overrides import CalledInPart
 from lightning_meta.tasks import EpisodeSpec
 
 
@@ -24,6 +27,9 @@ class ClassifierLearner(MetaModule, ABC):
 
     inner_gradients = False
     classifies_only = True
+    called_in_part: ClassVar[Mapping[str, CalledInPart]] = {
+        "task_loss": CalledInPart("in training", "override meta_batch_loss instead", ("meta_batch_loss",))
+    }
 
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the classifier of the training classes, which new tasks do not use."""

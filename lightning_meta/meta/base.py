@@ -115,6 +115,11 @@ class MetaModule(ChecksBatches, Learner, ABC):
         "_warned_of_loop",
     )
 
+    needs_super: ClassVar[Mapping[str, str]] = {
+        "training_step": ", such as running batch statistics; to change the loss, override task_loss or meta_batch_loss"
+    }
+    """Methods besides hooks whose overrides must call `super()`, with the end of the error message."""
+
     needs_images: bool = False
     """Whether `adapt` and `predict` need images even if the backbone is frozen, for example to augment them.
 
@@ -303,7 +308,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         freeze_evaluated(self.backbone)
         with self.exact_arithmetic():
             if self.graph == "off":
-                outcome = self.training_loss(self.inputs(batch))
+                outcome = self._check_outcome("meta_batch_loss", self.training_loss(self.inputs(batch)))
                 loss = outcome.loss.mean()
                 if not loss.requires_grad:
                     raise UserError(
@@ -326,7 +331,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """The mean outer loss of a meta-batch and the outcome per task, by a CUDA graph if `graph` allows it."""
 
         def mean_loss(batch: Episode) -> tuple[Tensor, Outcome]:
-            outcome = self.training_loss(batch)
+            outcome = self._check_outcome("meta_batch_loss", self.training_loss(batch))
             return outcome.loss.mean(), outcome
 
         return mean_loss(batch) if self.graph == "off" else self._graphs.loss(mean_loss, self, batch)
@@ -411,10 +416,38 @@ class MetaModule(ChecksBatches, Learner, ABC):
                 f"{each}"
             )
 
+    def check_loss(self, method: str, loss: Any) -> Tensor:
+        """Refuse a loss that is not a scalar tensor.
+
+        Args:
+            method: Name of the method that returned the loss.
+            loss: Its value.
+
+        Raises:
+            UserError: The loss is a number, or one number per example, for example.
+        """
+        if isinstance(loss, Tensor) and not loss.dim():
+            return loss
+        received = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(
+            f"{type(self).__name__}.{method} returned {received}; expected a scalar tensor, the mean over examples"
+        )
+
+    def _check_outcome(self, method: str, outcome: Any) -> Outcome:
+        """Refuse the result of a training pass that is not an `Outcome`."""
+        if isinstance(outcome, Outcome):
+            return outcome
+        raise UserError(
+            f"{type(self).__name__}.{method} returned {type(outcome).__name__}; expected an Outcome of loss, outputs, "
+            "targets and buffers"
+        )
+
     def _train_on_task(self, how: TaskMap, ways: int, support: Examples, query: Examples) -> Outcome:
         """`task_loss`, together with the batch statistics of its forward passes."""
         with collected_statistics(self.network) as statistics:
             outcome = self.task_loss(support, query, ways)
+        self._check_outcome("task_loss", outcome)
+        self.check_loss("task_loss", outcome.loss)
         self.check_outputs(outcome.outputs, query, ways)
         buffers = self.keep_buffers(outcome.buffers) if how.strategy == "loop" else outcome.buffers
         return outcome._replace(buffers={**statistics, **buffers})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -24,6 +24,7 @@ from lightning_meta.nn.checks import check_derivatives
 from lightning_meta.nn.features import zeros_like_inputs
 from lightning_meta.nn.normalization import Statistics, refuse_other_batch_norms, statistics_from, task_norms
 from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call, tensors_of, untouched
+from lightning_meta.overrides import CalledInPart
 from lightning_meta.tasks import EpisodeSpec
 
 BatchNorm = Literal["transductive", "inductive"]
@@ -62,7 +63,9 @@ class GradientBasedLearner(MetaModule, ABC):
         first_order: Omit second derivatives (section 5.2 of Finn et al. 2017, "first-order approximation").
         batch_norm: Statistics that normalise query examples: `transductive`, those of the query set, as in the code of
             Finn et al., so that a prediction depends on the other queries; `inductive`, those of the support set after
-            adaptation. Support examples are always normalised by the statistics of the support set.
+            adaptation. Support examples are normalised by the statistics of the support set in both cases, with
+            `inner_batch_size` by those of the mini-batch. One value per channel has no variance: it is normalised by
+            the running statistics of the backbone, which training does not change.
         recompute: Recompute inner steps in the outer backward pass instead of storing their activations (gradient
             checkpointing). This reduces the memory of long inner loops several times; a step takes about 1.6 times as
             long.
@@ -121,6 +124,15 @@ class GradientBasedLearner(MetaModule, ABC):
 
     second_derivatives: ClassVar[bool] = False
     """Whether a method needs second derivatives of the support loss even with `first_order`."""
+
+    called_in_part: ClassVar[Mapping[str, CalledInPart]] = {
+        "adapt": CalledInPart("in evaluation", "override trajectory instead", ("trajectory",)),
+        "predict": CalledInPart(
+            "in training",
+            "change the network instead, or override outcome as well",
+            ("outcome", "task_loss", "meta_batch_loss"),
+        ),
+    }
 
     def make_parts(self) -> None:
         """Make the head, and refuse unknown names in `inner_parameters`."""
@@ -260,10 +272,7 @@ class GradientBasedLearner(MetaModule, ABC):
         shared = {name: p for name, p in others.items() if p.requires_grad}
         frozen = {name: p for name, p in others.items() if not p.requires_grad}
         if not adapted:
-            raise UserError(
-                f"{type(self).__name__} has nothing to adapt: all its weights are frozen (requires_grad is False); "
-                "call unfreeze(), or freeze only the backbone"
-            )
+            raise UserError(f"{type(self).__name__} has nothing to adapt: {self._why_nothing_adapts()}")
         network, rest = self.network, {**frozen, **shared}
         one_pass = self.inner_batch_size is None and not by_step and not self._draws()
         if one_pass and _all_of_head(names):
@@ -280,7 +289,7 @@ class GradientBasedLearner(MetaModule, ABC):
 
         def support_loss(adapted: Tensors, buffers: Tensors, data: _Data) -> tuple[Tensor, Tensors]:
             outputs, buffers = forward(adapted, buffers, data)
-            return self.inner_loss(outputs, data.examples.y), buffers
+            return self.check_loss("inner_loss", self.inner_loss(outputs, data.examples.y)), buffers
 
         steps = self.inner_steps if self.training else self.test_inner_steps
         size = self.inner_batch_size
@@ -359,6 +368,18 @@ class GradientBasedLearner(MetaModule, ABC):
                 f"ways: this {type(self).__name__} has a head for {self.spec.outputs} ways, "
                 f"got {ways or 'differing ways'}; metric-based methods such as ProtoNet support any number of ways"
             )
+
+    def _why_nothing_adapts(self) -> str:
+        """The reason why no weight is adapted, and what to do."""
+        if not any(p.requires_grad for p in self.network.parameters()):
+            return "all its weights are frozen (requires_grad is False); call unfreeze()"
+        if self.inner_parameters is None:
+            return "adapted() names no weight of its network; return names such as head.weight"
+        parts = " and ".join(self.inner_parameters)
+        return (
+            f"its inner steps adapt only {parts}, whose weights are frozen (requires_grad is False); unfreeze some of "
+            "them, or adapt others, as MAML does without inner_parameters"
+        )
 
     def _sequence(self, *names: str) -> nn.Module:
         """Submodules as one sequential network; the object is kept, since `stateless_call` caches data on it."""

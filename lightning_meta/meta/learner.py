@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from lightning_meta.functional.tf32 import full_float32, tf32_requested
 from lightning_meta.module import TrainedModule
 from lightning_meta.nn.features import as_input
 from lightning_meta.nn.normalization import task_norms
+from lightning_meta.overrides import CalledInPart
 from lightning_meta.tasks import EpisodeSpec, StandardisedRegression, Task, task_named
 
 Inputs = TypeVar("Inputs", Tensor, Episode)
@@ -36,6 +38,9 @@ class Learner(TrainedModule, ABC):
 
     uses_query_set = ""
     """For transductive methods, how the query set is used, as a clause; empty if each query is predicted alone."""
+
+    called_in_part: ClassVar[Mapping[str, CalledInPart]] = {}
+    """Methods that a base class does not call everywhere; see `check_overrides`."""
 
     @abstractmethod
     def adapt(self, support: Examples, ways: int) -> Any:

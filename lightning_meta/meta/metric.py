@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import switch
-from lightning_meta.errors import one_of
+from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.prototypes import unit_length
 from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.normalization import Statistics, refuse_other_batch_norms, task_norms
 from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call
+from lightning_meta.overrides import CalledInPart
 
 BatchNorm = Literal["running", "inductive", "transductive"]
 
@@ -22,6 +24,7 @@ BatchNorm = Literal["running", "inductive", "transductive"]
 # of the support set, gradients flow through them: they are not constants.
 _SUPPORT: dict[BatchNorm, Statistics] = {"running": "stored", "inductive": "batch", "transductive": "fused"}
 _QUERY: dict[BatchNorm, Statistics] = {"running": "stored", "inductive": "stored", "transductive": "fused"}
+_TRAINING = ("task_loss", "meta_batch_loss")
 
 
 class MetricLearner(MetaModule, ABC):
@@ -42,6 +45,14 @@ class MetricLearner(MetaModule, ABC):
 
     inner_gradients = False
     classifies_only = True
+    called_in_part: ClassVar[Mapping[str, CalledInPart]] = {
+        name: CalledInPart("in training", f"{instead} instead, or override task_loss as well", _TRAINING)
+        for name, instead in (
+            ("adapt", "override summarise"),
+            ("predict", "override logits"),
+            ("features", "change the backbone"),
+        )
+    }
 
     def __init__(
         self,
@@ -88,7 +99,7 @@ class MetricLearner(MetaModule, ABC):
         features, buffers = self._embed(support.x, _SUPPORT[self.batch_norm])
         own = own_buffers(self.backbone)
         statistics = {name: tensor for name, tensor in buffers.items() if name not in own}
-        return {**self.summarise(Examples(features, support.y), ways), "statistics": statistics}
+        return {**self._summary(features, support.y, ways), "statistics": statistics}
 
     def predict(self, state: dict[str, Any], x: Tensor) -> Tensor:
         """Logits `(M, N)` of query inputs `(M, *input_shape)`."""
@@ -104,7 +115,7 @@ class MetricLearner(MetaModule, ABC):
         if self.batch_norm == "running":
             features, buffers = self._embed(torch.cat([support.x, query.x]), "fused")
             embedded, features = features.split([len(support.x), len(query.x)])
-            state = dict(self.summarise(Examples(embedded, support.y), ways))
+            state = self._summary(embedded, support.y, ways)
         else:
             state = self.adapt(support, ways)
             features, buffers = self._embed(query.x, _QUERY[self.batch_norm], state["statistics"])
@@ -112,7 +123,7 @@ class MetricLearner(MetaModule, ABC):
             buffers = {name: tensor for name, tensor in buffers.items() if name in own}
         outputs = self.logits(state, features)
         self.check_outputs(outputs, query, ways)
-        loss = self.outer_loss(state, Examples(features, query.y), outputs)
+        loss = self.check_loss("outer_loss", self.outer_loss(state, Examples(features, query.y), outputs))
         return Outcome(loss, outputs, query.y, buffers)
 
     @property
@@ -124,6 +135,16 @@ class MetricLearner(MetaModule, ABC):
         if self.batch_norm == "running":
             return any(norm.running_mean is None for norm in norms)
         return self.batch_norm == "transductive" and bool(norms)
+
+    def _summary(self, features: Tensor, y: Tensor, ways: int) -> dict[str, Any]:
+        """The result of `summarise`, whose type is checked."""
+        summary = self.summarise(Examples(features, y), ways)
+        if not isinstance(summary, Mapping):
+            raise UserError(
+                f"{type(self).__name__}.summarise returned {type(summary).__name__}; expected tensors by name, such "
+                "as {'prototypes': ...}"
+            )
+        return dict(summary)
 
     def _embed(self, x: Tensor, statistics: Statistics, of_support: Tensors | None = None) -> tuple[Tensor, Tensors]:
         """Features, of length 1 with `scale_features`, and the buffers after the forward pass."""

@@ -9,6 +9,7 @@ from lightning_meta.batches import Episode, Examples
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.functional import TaskMap, outside_inference_mode
 from lightning_meta.meta import MetaModule
+from lightning_meta.nn.normalization import hold_in_evaluation, task_norms
 from lightning_meta.testing import toys
 from lightning_meta.testing.comparing import differing, named_tensors, relative_error
 from lightning_meta.testing.trained_module import TrainedModuleTests
@@ -109,6 +110,24 @@ class MetaModuleTests(TrainedModuleTests):
             "normalise by running statistics or those of the support set, as MetricLearner does, or set the property "
             "`transductive` to True"
         )
+
+    def test_training_and_evaluation_agree_with_adapt_and_predict(self) -> None:
+        """`trajectory` ends with the state of `adapt`; without batch statistics, `task_loss` predicts the same."""
+        module, batch = self.ready()
+        module.eval()
+        hold_in_evaluation(module, task_norms(module))
+        support, query = (Examples(part.x[0], part.y[0]) for part in (batch.support, batch.query))
+        with torch.no_grad():
+            outputs = self.predicted(module, support, query.x, batch.ways)
+            last = module.predict(module.trajectory(support, batch.ways)[-1], query.x)
+            trained = module.task_loss(support, query, batch.ways).outputs
+        keep_none = any(norm.running_mean is None for norm in task_norms(module).values())
+        for method, found in {"trajectory": last, **({} if keep_none else {"task_loss": trained})}.items():
+            error = relative_error(found, outputs)
+            assert error < self.task_tolerance, (
+                f"the predictions of {method} differ from those of adapt and predict by {error:.1e}, relatively; "
+                "expected the same ones in evaluation mode: an override is left out in training or in evaluation"
+            )
 
     def test_every_parameter_learns(self) -> None:
         """The outer loss has a gradient in every parameter that is not declared `unused`."""

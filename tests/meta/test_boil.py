@@ -51,5 +51,19 @@ def test_a_frozen_backbone_leaves_nothing_to_adapt() -> None:
         BOIL(KINDS["smooth"].backbone(), inner_parameters="head")
     module = BOIL(KINDS["smooth"].backbone(), episodes=IMAGES)
     module.backbone.requires_grad_(False)
-    with pytest.raises(UserError, match="BOIL has nothing to adapt"):
+    with pytest.raises(
+        UserError, match=r"BOIL has nothing to adapt: its inner steps adapt only backbone, whose .* frozen"
+    ):
         module.adapt(task(episodes(IMAGES), 0)[0], 3)
+    module.head.requires_grad_(False)
+    with pytest.raises(UserError, match=r"BOIL has nothing to adapt: all its weights are frozen .* call unfreeze\(\)$"):
+        module.adapt(task(episodes(IMAGES), 0)[0], 3)
+
+
+def test_an_adapted_that_names_no_weight_is_refused() -> None:
+    class Nothing(GradientBasedLearner):
+        def adapted(self) -> frozenset[str]:
+            return frozenset(["weight"])
+
+    with pytest.raises(UserError, match=r"Nothing has nothing to adapt: adapted\(\) names no weight of its network"):
+        Nothing(KINDS["smooth"].backbone(), episodes=IMAGES).adapt(task(episodes(IMAGES), 0)[0], 3)

@@ -212,8 +212,8 @@ def test_regression_exports_predictions(tmp_path: Path) -> None:
 class Fickle(ProtoNet):
     """Predicts by what the numbers are, which no graph can hold."""
 
-    def predict(self, state: Any, x: Tensor) -> Tensor:
-        return super().predict(state, x) * (2 if float(x.sum()) > 0 else 1)
+    def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
+        return super().logits(summary, features) * (2 if float(features.sum()) > 0 else 1)
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,22 @@ def test_statistics_of_every_state_are_those_of_the_whole_support_set() -> None:
         torch.testing.assert_close(outputs, first, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(("size", "used"), [(None, False), (3, False), (1, True)])
+def test_only_single_values_are_normalised_by_running_statistics_which_training_does_not_change(
+    size: int | None, used: bool
+) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU())
+    spec = EpisodeSpec("classification", (4,), 3)
+    module = MAML(network, 0.1, 3, inner_batch_size=size, episodes=spec).double()
+    batch = episodes(spec)
+    assert not [name for name in module.meta_batch_loss(batch).buffers if "running" in name]
+    support, query = task(batch, 0)
+    before = module.predict(module.adapt(support, 3), query.x)
+    norm: Any = module.backbone[2]  # type: ignore[index]
+    norm.running_mean += 5.0
+    assert torch.allclose(module.predict(module.adapt(support, 3), query.x), before) != used
+
+
 def test_inductive_predictions_stand_alone_and_transductive_ones_do_not() -> None:
     for batch_norm in BATCH_NORMS:
         module = maml("conv4", inner_steps=1, batch_norm=batch_norm).eval()

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_meta import load
-from lightning_meta.batches import Examples
+from lightning_meta.batches import Episode, Examples
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError
-from lightning_meta.meta import MAML, MetaModule, ProtoNet
+from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet, SimpleShot
+from lightning_meta.meta.base import Outcome
 from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.sources import FromDataset, Sinusoid
@@ -87,8 +88,8 @@ def test_scores_of_a_wrong_shape_are_refused_before_training() -> None:
     """A loss takes scores of more classes than the task has, and accuracy is only low."""
 
     class AllFeatures(ProtoNet):
-        def predict(self, state: Any, x: Tensor) -> Tensor:
-            return self.backbone(x)
+        def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
+            return features
 
     runs = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False)
     with pytest.raises(UserError, match=r"AllFeatures.predict returned \(9, 8\); expected \(9, 3\): a score for each"):
@@ -140,6 +141,62 @@ def test_training_refuses_predictions_of_a_wrong_shape_and_a_loss_without_a_grad
         assert runs.global_step == 0
 
 
+def test_results_of_a_wrong_type_or_shape_are_refused() -> None:
+    """Otherwise the run would end in an error of torch that names neither the method nor what it must return."""
+
+    class PerExample(MAML):
+        def inner_loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(outputs, y, reduction="none")
+
+    class Number(ProtoNet):
+        def outer_loss(self, summary: dict[str, Tensor], query: Examples, outputs: Tensor) -> Any:
+            return 1.0
+
+    class Unnamed(ProtoNet):
+        def summarise(self, support: Examples, ways: int) -> Any:
+            return super().summarise(support, ways)["prototypes"]
+
+    class OnlyLoss(MAML):
+        def task_loss(self, support: Examples, query: Examples, ways: int) -> Any:
+            return super().task_loss(support, query, ways).loss
+
+    class MeanOfTasks(ProtoNet):
+        def meta_batch_loss(self, batch: Episode) -> Any:
+            return super().meta_batch_loss(batch).loss.mean()
+
+    class PerQuery(MAML):
+        def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
+            outcome = super().task_loss(support, query, ways)
+            return outcome._replace(loss=nn.functional.cross_entropy(outcome.outputs, query.y, reduction="none"))
+
+    scalar = "expected a scalar tensor, the mean over examples"
+    wrong: list[tuple[type[MetaModule], dict[str, Any], str]] = [
+        (PerExample, {}, rf"PerExample.inner_loss returned shape \(6,\); {scalar}"),
+        (Number, {}, f"Number.outer_loss returned float; {scalar}"),
+        (Unnamed, {}, "Unnamed.summarise returned Tensor; expected tensors by name"),
+        (Unnamed, {"batch_norm": "inductive"}, "Unnamed.summarise returned Tensor; expected tensors by name"),
+        (
+            OnlyLoss,
+            {},
+            "OnlyLoss.task_loss returned Tensor; expected an Outcome of loss, outputs",
+        ),
+        (MeanOfTasks, {}, "MeanOfTasks.meta_batch_loss returned Tensor; expected an Outcome of loss, outputs"),
+        (PerQuery, {}, rf"PerQuery.task_loss returned shape \(9,\); {scalar}"),
+    ]
+    for method, options, message in wrong:
+        for strategy in ("vmap", "loop"):
+            runs = L.Trainer(
+                max_steps=1,
+                accelerator="cpu",
+                logger=False,
+                num_sanity_val_steps=0,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            with pytest.raises(UserError, match=message):
+                runs.fit(method(MLP(256, (8,)), strategy=strategy, **options), pictures())
+
+
 def test_a_hook_that_leaves_out_that_of_the_package_is_refused() -> None:
     """Lightning's own hooks do nothing, so nobody calls them; a checkpoint, for example, would not load by its path."""
 
@@ -158,10 +215,29 @@ def test_a_hook_that_leaves_out_that_of_the_package_is_refused() -> None:
         def on_train_epoch_end(self) -> None:
             print("done")
 
+    class OwnStep(ProtoNet):
+        def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
+            return self.meta_batch_loss(self.inputs(batch)).loss.mean()
+
+    class OwnValidation(ProtoNet):
+        def validation_step(self, batch: Episode, batch_idx: int) -> None:
+            self.log("val/accuracy", 0.5, batch_size=1)
+
+    class OwnTest(MultiHead):
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            print(batch)
+
     for made, message in [
         (Silent, r"Notes.on_save_checkpoint must call super\(\).on_save_checkpoint"),
         (Derived, r"Notes.on_save_checkpoint must call super\(\).on_save_checkpoint"),
         (EveryEpoch, r"EveryEpoch.on_train_epoch_end must call .* what MultiTaskModule does there is left out"),
+        (
+            OwnStep,
+            r"OwnStep.training_step must call super\(\).training_step\(...\): otherwise what MetaModule does there is "
+            "left out, such as running batch statistics; to change the loss, override task_loss or meta_batch_loss",
+        ),
+        (OwnValidation, r"OwnValidation.validation_step must call .* what MetaModule does there is left out"),
+        (OwnTest, r"OwnTest.test_step must call .* what MultiTaskModule does there is left out"),
     ]:
         with pytest.raises(UserError, match=message):
             made(MLP(256, (8,)))
@@ -186,6 +262,9 @@ def test_a_hook_that_leaves_out_that_of_the_package_is_refused() -> None:
         def on_train_epoch_end(self) -> None:
             MetaModule.on_train_epoch_end(self)
 
+        def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
+            return 2 * super().training_step(batch, batch_idx)
+
         def on_train_batch_end(self, *args: Any) -> None:  # the package has none
             print("done")
 
@@ -195,6 +274,52 @@ def test_a_hook_that_leaves_out_that_of_the_package_is_refused() -> None:
 
     for cls in (Named, Improves):
         cls(MLP(256, (8,)))
+
+
+def test_an_override_that_would_be_left_out_somewhere_is_refused() -> None:
+    """Training would use the method of the package, and evaluation or a predictor that of the user."""
+
+    class Sharp:
+        def predict(self, state: Any, x: Tensor) -> Tensor:
+            return 10 * super().predict(state, x)  # type: ignore[misc]
+
+    class Rolls:
+        def adapt(self, support: Examples, ways: int) -> Any:
+            return super().adapt(support, ways)  # type: ignore[misc]
+
+    class OwnFeatures(ProtoNet):
+        def features(self, state: dict[str, Any], x: Tensor) -> Tensor:
+            return 2 * super().features(state, x)
+
+    class OwnLoss(Baseline):
+        def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
+            return super().task_loss(support, query, ways)
+
+    refused: list[tuple[tuple[type, ...], str]] = [
+        ((Sharp, ProtoNet), r"Sharp.predict: MetricLearner does not call it in training; override logits instead, or"),
+        ((Rolls, ProtoNet), r"Rolls.adapt: MetricLearner does not call it in training; override summarise instead, or"),
+        ((OwnFeatures,), r"OwnFeatures.features: MetricLearner does not call it in training; change the backbone"),
+        ((Sharp, MAML), r"Sharp.predict: GradientBasedLearner does not call it in training; .* override outcome"),
+        ((Rolls, MAML), r"Rolls.adapt: GradientBasedLearner does not call it in evaluation; override trajectory"),
+        ((OwnLoss,), r"OwnLoss.task_loss: ClassifierLearner does not call it in training; override meta_batch_loss"),
+    ]
+    for bases, message in refused:
+        with pytest.raises(UserError, match=message):
+            type("Derived", bases, {})(MLP(256, (8,)))
+
+    class Own:
+        """Each decides itself whether `adapt` and `predict` are called."""
+
+        task_loss = MetaModule.task_loss
+        trajectory = MetaModule.trajectory
+
+    for bases in [
+        (Sharp, Own, ProtoNet),
+        (Rolls, Own, ProtoNet),
+        (Sharp, Rolls, Own, MAML),
+        (Sharp, Rolls, SimpleShot),
+    ]:
+        type("Derived", bases, {})(MLP(256, (8,)))
 
 
 class LearnedDirection(MAML):

@@ -17,6 +17,7 @@ from lightning_meta.batches import Examples, Split
 from lightning_meta.data import EpisodicDataModule, Pool
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule
+from lightning_meta.meta.base import Outcome
 from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.testing import BackboneTests, EpisodicDataModuleTests, MetaModuleTests, MultiTaskModuleTests, toys
@@ -82,7 +83,7 @@ def test_a_users_own_method_under_pytest(tmp_path: Path) -> None:
         timeout=LIMIT,
     )
     assert right.returncode == 0, right.stdout[-3000:]
-    assert "19 passed" in right.stdout
+    assert "21 passed" in right.stdout
     broken = subprocess.run(
         [*command, "TestWanders and changes"], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT
     )
@@ -146,6 +147,21 @@ class Mixes(Right):
         shift = 0 if self.last is None else self.last
         self.last = support.x.mean().detach()
         return state + shift
+
+
+class Evaluates(Right):
+    """A method whose last state in evaluation is not that of `adapt`."""
+
+    def trajectory(self, support: Examples, ways: int) -> Any:
+        return [2 * self.adapt(support, ways)]
+
+
+class Trains(Right):
+    """A method that is trained on other predictions than it makes."""
+
+    def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
+        outcome = super().task_loss(support, query, ways)
+        return outcome._replace(outputs=2 * outcome.outputs)
 
 
 class LeftOut(MultiHead):
@@ -241,6 +257,18 @@ BROKEN: dict[str, tuple[type, Callable[[], Any], str, str]] = {
         meta(Relates),
         "test_a_prediction_does_not_depend_on_its_company",
         "with the queries beside it",
+    ),
+    "evaluates another state": (
+        MetaModuleTests,
+        meta(Evaluates),
+        "test_training_and_evaluation_agree_with_adapt_and_predict",
+        "the predictions of trajectory differ from those of adapt and predict",
+    ),
+    "trains other predictions": (
+        MetaModuleTests,
+        meta(Trains),
+        "test_training_and_evaluation_agree_with_adapt_and_predict",
+        "the predictions of task_loss differ from those of adapt and predict",
     ),
     "mixes tasks": (
         MetaModuleTests,
