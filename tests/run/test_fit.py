@@ -640,6 +640,8 @@ def test_the_accuracy_of_regression_is_refused_before_the_first_step(folder: Pat
     with pytest.raises(lm.UserError, match=r"^checkpoint.monitor: 'val/accuracy' .*; monitor val/mse or val/loss$"):
         lm.fit(maml(), sines(), checkpoint=lm.RunCheckpoint(), max_steps=1, **OPTIONS)  # ends before a validation
     assert not list(folder.glob("runs/*/*"))
+    run = lm.fit(maml(), sines(), checkpoint=lm.RunCheckpoint(), max_steps=0, **OPTIONS)  # tested, never validated
+    assert results_file(run, "results.json")["test/mse"] > 0
 
 
 def test_one_checkpoint_serves_two_runs(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
