@@ -129,7 +129,9 @@ def test_python_blocks_run_one_after_the_other(page: Path, runs: Path, monkeypat
     drawn = (torch.rand(9, 1, 28, 28) > 0.9).float()  # light on dark, as in training
     namespace |= dict(zip(("images", "new_images", "support_images"), drawn.split([3, 2, 4]), strict=True))
     code = "".join(text for _, text in blocks(page, "python"))
-    shorter = {"max_steps=500": "max_steps=2", "queries=5)": "queries=5, val_tasks=2, test_tasks=2)"}
+    # With two steps to an epoch, every run ends with a validation.
+    sizes = "queries=5, meta_batches_per_epoch=2, val_tasks=2, test_tasks=2)"
+    shorter = {"max_steps=500": "max_steps=2", "queries=5)": sizes}
     for line, text in blocks(page, "python"):
         for long, short in shorter.items():
             assert "lm.fit(" not in code or long in code, f"this test makes {long!r} of the page shorter"
@@ -146,6 +148,7 @@ def test_python_blocks_run_one_after_the_other(page: Path, runs: Path, monkeypat
         assert [type(task).__name__ for task in patients.spec.tasks.values()] == ["Survival", "Robust"]
         assert patients.spec.tasks["dose"].scale != ()
         assert namespace["run"].metrics["test/mean_absolute_error"] > 0
+        assert Path("runs/waves/0/checkpoints/best.ckpt").is_file()
     if page.name == "scikit_learn.md":
         assert namespace["classifier"].predict(["new.jpg"]).tolist() == ["b"]
         assert namespace["regressor"].score(namespace["X"], namespace["y"]) > 0.9

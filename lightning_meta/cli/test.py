@@ -38,6 +38,7 @@ from lightning_meta.fitting.importance import Importance, permutation_importance
 from lightning_meta.fitting.progress_bar import progress_bar
 from lightning_meta.fitting.summary import print_summary, without_mean, write_outcome
 from lightning_meta.fitting.table_calibration import calibrate_table_by
+from lightning_meta.fitting.trained_data import warn_of_other_training_data
 from lightning_meta.import_paths import lies_in, real_path
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule
@@ -82,6 +83,8 @@ def test(args: Sequence[str]) -> None:
     if config.calibrate is not None:
         assert run is not None
         _calibrate(config, trainer, module, objects["data"], run)
+        if trainer.is_global_zero:
+            warn_of_other_training_data(checkpoint, objects["data"])
         return
     logger = RunLogger(run if run else Path("runs"), "tests")
     evaluations: list[Evaluation] = []
@@ -94,6 +97,7 @@ def test(args: Sequence[str]) -> None:
             trainer.test(module, datamodule=objects["data"], verbose=False)
     if not trainer.is_global_zero:
         return
+    warn_of_other_training_data(checkpoint, objects["data"])
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
     with replacing(logger.directory / "config.yaml") as file:
         file.write(parser.dump(config, skip_unset=False))

@@ -311,9 +311,20 @@ class EpisodicDataModule(SourceDataModule):
         if not isinstance(self.source, Source):
             return {}
         self._dataset("train", "fit")
-        contents = {split: [self.fingerprint(), pool.names, pool.sizes.tolist()] for split, pool in self._pools.items()}
-        contents["test"] += [value for name, value in self.provenance().items() if name.endswith("sha256")]
-        return {split: hashlib.sha256(json.dumps(c).encode()).hexdigest() for split, c in contents.items()}
+        hashes = {split: self._hash_of(split) for split in self._pools}
+        hashes["test"] = self._hash_of(
+            "test", *(value for name, value in self.provenance().items() if name.endswith("sha256"))
+        )
+        return hashes
+
+    def training_hash(self) -> str:
+        """Return the entry of the training split in `division`, which need not be large enough for the test tasks."""
+        return self._hash_of("train") if isinstance(self.source, Source) else ""
+
+    def _hash_of(self, split: Split, *others: str) -> str:
+        pool = self._pools[split]
+        contents = [self.fingerprint(), pool.names, pool.sizes.tolist(), *others]
+        return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
     def _number_of(self, batch: Episode) -> int:
         """The number of the first task, which seeds a custom augmentation; synchronises only if it is on a device."""

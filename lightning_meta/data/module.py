@@ -92,6 +92,10 @@ class SourceDataModule(RemembersArguments, LightningDataModule, ABC):
     def division(self) -> dict[Split, str]:
         """Return a hash of the examples by split, compared on resume; empty if no examples are stored."""
 
+    def training_hash(self) -> str:
+        """Return the entry of the training split in `division`, after the setup of any stage; "" if there is none."""
+        return self.division().get("train", "")
+
     def provenance(self) -> dict[str, str]:
         """Return what else identifies the test tasks, recorded with the results."""
         return {}

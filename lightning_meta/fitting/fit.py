@@ -19,6 +19,7 @@ from lightning_meta.checks import instance
 from lightning_meta.errors import UserError, reason_of
 from lightning_meta.fitting.arguments import check_arguments, check_counts
 from lightning_meta.fitting.checks import as_list, check_monitor, check_trainer
+from lightning_meta.fitting.default_checkpoint import default_checkpoint
 from lightning_meta.fitting.description import config_of
 from lightning_meta.fitting.place import find_place
 from lightning_meta.fitting.quiet import quiet_lightning
@@ -77,8 +78,9 @@ def fit(
         resume: A checkpoint or a run directory to resume, such as `runs/mine/0`; `last` is the newest run of this name.
         allow_changes: Whether a resumed run may change options that affect the results, such as the learning rate. The
             new values apply from the resumed step on.
-        checkpoint: The callback that chooses the best checkpoint; by default it monitors `val/accuracy`, or `val/score`
-            for several tasks. For regression with a meta-learner, use `RunCheckpoint("val/mse")`.
+        checkpoint: The callback that chooses the best checkpoint; by default it monitors `val/accuracy`, in few-shot
+            regression the metric of the task, which is `val/mse` for built-in methods, and `val/score` for several
+            tasks.
         callbacks: Additional callbacks.
         logger: Additional loggers. A `WandbLogger` is replaced by one that belongs to the run directory.
         **trainer: Arguments of `lightning.pytorch.Trainer`, such as `max_steps`.
@@ -98,7 +100,7 @@ def fit(
         check_arguments(name, runs, resume, allow_changes, checkpoint, callbacks, logger)
         _check_names(trainer)
         check_counts(trainer)
-        checkpoint = RunCheckpoint(getattr(module, "monitor", "val/accuracy")) if checkpoint is None else checkpoint
+        checkpoint = default_checkpoint(module, data) if checkpoint is None else checkpoint
         options = {**TRAINER_DEFAULTS, **trainer, "callbacks": as_list(callbacks), "logger": as_list(logger)}
         check_trainer(options, "train")
         check_monitor(options, checkpoint.monitor)

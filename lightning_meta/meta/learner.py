@@ -85,6 +85,28 @@ class Learner(TrainedModule, ABC):
         task = StandardisedRegression(self.episodes.target_mean, self.episodes.target_scale)
         return task.in_standard_units(y, torch.promote_types(self.dtype, torch.float32))
 
+    def make_parts(self) -> None:
+        """Call `build`, and refuse a task whose predictions would not be in the units of the targets."""
+        super().make_parts()
+        self._check_units()
+
+    def _check_units(self) -> None:
+        """Refuse a custom task that does not convert standard units back; not if the method has its own `targets`."""
+        if not self.spec.target_scale or type(self).targets is not Learner.targets:
+            return
+        task = self.task
+        with torch.device("cpu"):  # `load` builds modules on the meta device, which has no values
+            outputs = torch.tensor([0.0, 1.0])[:, None].repeat(1, self.spec.outputs * task.numbers)
+            unchanged = torch.equal(task.readable(outputs).to(outputs.dtype), outputs)
+        standard = all(mean == 0 for mean in self.spec.target_mean) and all(s == 1 for s in self.spec.target_scale)
+        if unchanged and not standard:
+            name = type(task).__name__
+            raise UserError(
+                f"{type(self).__name__}.task: the targets of stored tasks are standardised, and {name} would give "
+                f"predictions and scores in standard units; derive {name} from lightning_meta.tasks."
+                f"StandardisedRegression and return {name}.of_episodes(self.spec), see docs/extending.md"
+            )
+
     @property
     def network(self) -> nn.Module:
         """The network that `adapt` runs."""

@@ -16,6 +16,7 @@ from lightning_meta.checks import is_missing
 from lightning_meta.errors import UserError
 from lightning_meta.functional.inference import outside_inference_mode
 from lightning_meta.functional.precision import loses_digits
+from lightning_meta.meta.examples import inputs_of, labels_of, targets_of
 from lightning_meta.meta.export import AdaptedModel, export
 from lightning_meta.meta.learner import Learner
 from lightning_meta.nn.features import are_ids, images_at_once
@@ -40,7 +41,7 @@ class Predictor:
         module: The meta-learner; it is not changed.
         x: Support inputs `(M, *input_shape)`: real numbers, images as uint8, or ids as integers, as in training.
         labels: M labels of any type, none of them None or NaN, of at least two classes; for regression real targets
-            `(M, outputs)`, or `(M,)` for one output.
+            `(M, outputs)`, or `(M,)` for one output. Both may be a column of pandas.
 
     Attributes:
         classes: The distinct labels, sorted (by their text if they have no order); column n of the outputs belongs to
@@ -58,11 +59,12 @@ class Predictor:
         x = self._inputs(x)
         if not len(x):
             raise UserError("the support set is empty: at least one example of each class is needed")
-        if len(x) != len(labels):
-            raise UserError(f"labels: one for each of the {len(x)} support inputs is needed, got {len(labels)}")
-        if module.spec.task == "regression":
+        plain = targets_of(labels) if module.spec.task == "regression" else labels_of(labels)
+        if len(x) != len(plain):
+            raise UserError(f"labels: one for each of the {len(x)} support inputs is needed, got {len(plain)}")
+        if isinstance(plain, Tensor):
             assert isinstance(module.dtype, torch.dtype)
-            targets = torch.as_tensor(labels)
+            targets = plain
             if targets.dim() == 1 and module.spec.outputs == 1:
                 targets = targets.unsqueeze(1)
             if module.spec.target_scale:
@@ -73,11 +75,13 @@ class Predictor:
                 )
             y = targets.to(module.device, module.dtype)
         else:
-            plain = labels.tolist() if isinstance(labels, Tensor) else list(labels)
             self.classes = _distinct(plain)
             y = torch.tensor([self.classes.index(label) for label in plain], device=module.device)
             module.check_ways(len(self.classes))
-        module.task.check(y, len(self.classes) or module.spec.outputs)
+        try:
+            module.task.check(y, len(self.classes) or module.spec.outputs)
+        except UserError as error:
+            raise UserError(f"labels: {error}") from error
         with evaluating(module):
             x = in_features(module, x)
             self.state = outside_inference_mode(module.adapt, Examples(x, y), len(self.classes))
@@ -89,15 +93,22 @@ class Predictor:
             UserError: Inputs that differ in type from those of training, too few queries for a transductive method, or
                 non-finite outputs.
         """
+        x = self._inputs(x)
         self.module.check_queries(len(x))
-        return self.module.task.readable(check_outputs(self._run(self._inputs(x))))
+        return self.module.task.readable(check_outputs(self._run(x)))
 
     def _run(self, x: Tensor) -> Tensor:
         with evaluating(self.module):
             return self.module.predict(self.state, x)
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """Class probabilities `(M, N)`; each row sums to 1."""
+        """Class probabilities `(M, N)`; each row sums to 1.
+
+        Raises:
+            UserError: As `outputs`, or the task is a regression task.
+        """
+        if not self.classes:
+            raise UserError("probabilities: a regression task has no classes; call the predictor for its predictions")
         return self.outputs(x).softmax(-1)
 
     @cached_property
@@ -143,7 +154,7 @@ class Predictor:
         return are_ids(self.module.spec.input_shape, self.module.spec.input_dtype)
 
     def _inputs(self, x: Tensor) -> Tensor:
-        x = torch.as_tensor(x)
+        x = inputs_of(x)
         self._likeness.check(x)
         return self.module.inputs(x.to(self.module.device))
 

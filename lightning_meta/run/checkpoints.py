@@ -21,6 +21,7 @@ from lightning_meta.run.logger import RunLogger
 from lightning_meta.run.monitors import (
     check_defined,
     check_modes,
+    check_regression,
     check_task_mode,
     logged_in_validation,
 )
@@ -106,6 +107,8 @@ class RunCheckpoint(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to monitor a score that no validation can have; the schedules exist only now."""
+        if trainer.max_steps != 0:  # else nothing is validated
+            check_regression(pl_module, self.monitor)
         check_defined(trainer, self.monitor)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

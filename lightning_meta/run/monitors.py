@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.data.undefined_scores import without_score
 from lightning_meta.errors import UserError, some_of
+from lightning_meta.meta.learner import Learner
 from lightning_meta.modes import check_mode
 
 
@@ -36,6 +37,21 @@ def check_task_mode(module: LightningModule, monitor: str, mode: str) -> None:
     if needed != mode:
         good = "large" if needed == "max" else "small"
         raise UserError(f"checkpoint.mode: {monitor} is good where it is {good}, got {mode}; give mode: {needed}")
+
+
+def check_regression(module: LightningModule, monitor: str | None) -> None:
+    """Refuse to monitor the accuracy of few-shot regression, the default of `RunCheckpoint`, before the first step.
+
+    Raises:
+        UserError: The accuracy is monitored; the message names the metric of the task.
+    """
+    if monitor == "val/accuracy" and isinstance(module, Learner) and module.spec.task == "regression":
+        metric = module.task.metric
+        if metric != "accuracy":
+            raise UserError(
+                f"checkpoint.monitor: {monitor!r} is not logged in validation, as the tasks are regression tasks; "
+                f"monitor val/{metric} or val/loss"
+            )
 
 
 class MonitorCheck(Callback):

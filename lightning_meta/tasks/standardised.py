@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks.regression import Regression
+from lightning_meta.tasks.specs import EpisodeSpec
 
 
 class StandardisedRegression(Regression):
@@ -17,6 +18,8 @@ class StandardisedRegression(Regression):
 
     The loss is in standard units. The mean squared error is in the squared original units, averaged over dimensions.
     `in_standard_units` converts original to standard units, `readable` converts back.
+
+    Derive from it for a loss and a metric of your own on few-shot tasks; see `docs/extending.md`.
 
     Args:
         mean: μ of each dimension.
@@ -26,6 +29,11 @@ class StandardisedRegression(Regression):
     def __init__(self, mean: Sequence[float], scale: Sequence[float]) -> None:
         super().__init__(len(mean))
         self._units_of = Regression(len(mean), mean, scale)
+
+    @classmethod
+    def of_episodes(cls, spec: EpisodeSpec) -> Self:
+        """Return the task of these episodes; μ is 0 and σ is 1 if their targets are not standardised."""
+        return cls(spec.target_mean or (0.0,) * spec.outputs, spec.target_scale or (1.0,) * spec.outputs)
 
     def fitted(self, targets: Tensor) -> Self:
         """Return the task unchanged: its targets are in standard units already."""
@@ -43,6 +51,11 @@ class StandardisedRegression(Regression):
         """Convert floating-point targets `(..., outputs)` from original to standard units."""
         dimensions = zip(targets.unbind(-1), self._units_of.mean, self._units_of.scale, strict=True)
         return torch.stack([(y - mean) / scale for y, mean, scale in dimensions], -1).to(dtype)
+
+    def in_original_units(self, differences: Tensor) -> Tensor:
+        """Convert differences of predictions and targets `(..., outputs)` from standard to original units."""
+        dimensions = zip(differences.unbind(-1), self._units_of.scale, strict=True)
+        return torch.stack([difference * scale for difference, scale in dimensions], -1)
 
     def readable(self, outputs: Tensor) -> Tensor:
         """Return predictions `(..., outputs)` in the original units of the targets."""

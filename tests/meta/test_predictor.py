@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -189,6 +191,131 @@ def test_regression_targets_that_do_not_fit_are_refused_in_one_line() -> None:
     far = 1_700_000_000 + torch.arange(8).double().view(4, 2)  # the network computes in float32
     with pytest.raises(UserError, match=r"float32 cannot tell these targets apart; subtract a constant"):
         module.predictor(x, far)
+
+
+TABLE = pd.DataFrame({"pump": list("aaabbb"), "x": [0.0, 0.5, 1.0] * 2, "flow": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
+OF_B = TABLE[TABLE["pump"] == "b"]  # its index begins at 3
+INPUTS = torch.tensor([[0.0], [0.5], [1.0]])
+
+
+def of_numbers(**options: Any) -> MAML:
+    torch.manual_seed(0)
+    return MAML(MLP(1, [8]), 0.1, 3, episodes=EpisodeSpec("regression", (1,), 1, **options))
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        OF_B["flow"],
+        OF_B["flow"].astype("int32"),
+        OF_B["flow"].astype("Float64"),
+        OF_B[["flow"]].to_numpy(),
+        OF_B["flow"].to_numpy()[::-1][::-1],
+        (4, 5, 6),
+        [Decimal("4"), Fraction(5), 6.0],
+        list(torch.tensor([4.0, 5.0, 6.0])),
+        list(torch.tensor([[4.0], [5.0], [6.0]])),
+        np.array([4, 5, 6], dtype=object),
+        np.array([4, 5, 6], dtype=">u2"),
+    ],
+    ids=lambda targets: type(targets).__name__,
+)
+def test_regression_targets_of_any_container(targets: Any) -> None:
+    module = of_numbers()
+    expected = module.predictor(INPUTS, torch.tensor([4.0, 5.0, 6.0]))(INPUTS)
+    assert torch.equal(module.predictor(INPUTS, targets)(INPUTS), expected)
+
+
+def test_targets_in_a_list_keep_their_digits() -> None:
+    """float32 cannot tell these targets apart, but their standardised values can be."""
+    module = of_numbers(target_mean=(1.7e9,), target_scale=(1.0,))
+    targets = [1.7e9 - 1, 1.7e9, 1.7e9 + 1]
+    expected = module.predictor(INPUTS, torch.tensor(targets, dtype=torch.float64))(INPUTS)
+    assert torch.equal(module.predictor(INPUTS, targets)(INPUTS), expected)
+    with pytest.raises(UserError, match=r"^labels: .* cannot tell these targets apart"):
+        of_numbers().predictor(INPUTS, targets)
+
+
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        (OF_B[["flow"]], "got DataFrame; give labels"),
+        (["4.0", "5.0", "6.0"], "got '4.0'"),
+        (OF_B["pump"], "got 'b'"),
+        (OF_B["pump"].astype("category"), "got 'b'"),
+        ([4.0, None, 6.0], r"labels\[1\] is None; leave its example out"),
+        (pd.Series([4, pd.NA, 6], dtype=object), r"labels\[1\] is <NA>; leave its example out"),
+        (pd.Series([4, None, 6], dtype="Int64"), "finite"),
+        ([4.0, float("nan"), 6.0], "finite"),
+        ([True, False, True], "got True"),
+        (torch.tensor([True, False, True]), "got a tensor of torch.bool"),
+        (np.array([True, 1.0, 2.0], dtype=object), "got True"),
+        ([1j, 2j, 3j], "got 1j"),
+        (torch.tensor([1j, 2j, 3j]), "got a tensor of torch.complex64"),
+        (4.0, "got float"),
+        (torch.tensor(4.0), r"with shape \(\)"),
+        ({4.0, 5.0, 6.0}, "got set"),
+        ((y for y in (4.0, 5.0, 6.0)), "got generator"),
+        ([[4.0], [5.0, 6.0], [7.0]], "got list"),
+        (pd.to_datetime(OF_B["flow"]), "got "),
+        ([4.0, 5.0], "one for each of the 3 support inputs is needed, got 2"),
+        ([[4.0, 5.0]] * 3, "dimension of 1"),
+    ],
+)
+def test_targets_that_are_no_real_numbers_are_refused_in_one_line_that_names_them(targets: Any, says: str) -> None:
+    with pytest.raises(UserError, match=f"^labels: .*{says}") as raised:
+        of_numbers().predictor(INPUTS, targets)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (OF_B[["x"]], "x: .* got DataFrame, .*source.inputs_of"),
+        ([["a"], ["b"], ["c"]], "x: .* got list"),
+        ([[0.0], [0.5, 1.0], [1.0]], "x: .* got list"),
+        ([[0.0], [None], [1.0]], "x: .* got list"),
+        (None, "x: .* got NoneType"),
+        (0.5, "x: .* got a single float"),
+        (OF_B["x"], r"\(M, 1\) are needed, got \(3,\)"),
+    ],
+)
+def test_inputs_that_are_no_numbers_are_refused_in_one_line_by_both_sets(x: Any, says: str) -> None:
+    for predict in (lambda x: of_numbers().predictor(x, [4, 5, 6]), of_numbers().predictor(INPUTS, [4, 5, 6])):
+        with pytest.raises(UserError, match=says) as raised:
+            predict(x)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_regression_task_has_no_probabilities() -> None:
+    with pytest.raises(UserError, match=r"^probabilities: a regression task has no classes; "):
+        of_numbers().predictor(INPUTS, [4, 5, 6]).probabilities(INPUTS)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 2, 2])])
+def test_labels_that_are_tensors_of_one_number_are_numbers(labels: Any) -> None:
+    assert method("protonet").predictor(images()[0], list(labels)).classes == [0, 1, 2]
+
+
+def test_labels_are_those_of_a_column_with_any_index() -> None:
+    column = pd.Series(list("aabbcc"), index=range(3, 9))
+    assert method("protonet").predictor(images()[0], column).classes == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (pd.DataFrame({"label": list("aabbcc")}), "got DataFrame; give labels"),
+        (3, "got int"),
+        (torch.tensor(3), "got Tensor"),
+        (set("abcdef"), "got set"),
+        (dict.fromkeys(range(6), "a"), "got dict"),
+        (list(torch.eye(6)), "6 names or numbers are needed"),
+    ],
+)
+def test_labels_without_an_order_are_refused(labels: Any, says: str) -> None:
+    with pytest.raises(UserError, match=f"^labels: .*{says}"):
+        method("protonet").predictor(images()[0], labels)
 
 
 def test_inputs_to_predict_are_checked_as_well() -> None:

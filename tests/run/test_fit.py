@@ -21,7 +21,7 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import nn
+from torch import Tensor, nn
 
 import lightning_meta as lm
 from lightning_meta.cli import main
@@ -578,6 +578,70 @@ def test_the_default_checkpoint_follows_the_family_and_a_resumed_run_says_what_d
     )
     lm.fit(lm.MultiHead(lm.nn.MLP(4, (8,))), toys.sums(), resume=str(run.directory), max_steps=3, **OPTIONS)
     assert "changed: trainer.max_steps 2 -> 3" in caplog.text
+
+
+class AbsoluteError(lm.tasks.Regression):
+    metric = "mean_absolute_error"
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).abs().mean(-1)
+
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).abs().mean((-2, -1))
+
+
+class AbsoluteErrorMAML(lm.MAML):
+    @property
+    def task(self) -> AbsoluteError:
+        return AbsoluteError(self.spec.outputs)
+
+
+def flows(file: Path) -> lm.EpisodicDataModule:
+    rows = [f"p{p},{x / 8},{1000 + 100 * (p % 3) + 50 * x / 8}" for p in range(12) for x in range(8)]
+    file.write_text("\n".join(["pump,x,flow", *rows]))
+    source = lm.sources.RegressionTable(file, targets="flow", task_column="pump")
+    sizes = {"meta_batches_per_epoch": 2, "val_tasks": 4, "test_tasks": 4}
+    return lm.EpisodicDataModule(source, shots=3, queries=3, **sizes)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_in_few_shot_regression_the_default_checkpoint_follows_the_metric_of_the_task(
+    folder: Path, stored: bool
+) -> None:
+    data = flows(folder / "flows.csv") if stored else sines(meta_batches_per_epoch=2)
+    run = lm.fit(maml(), data, max_steps=2, **OPTIONS)
+    chosen = results_file(run, "config.yaml")["checkpoint"]
+    assert (chosen["monitor"], chosen["mode"]) == ("val/mse", "min")
+    assert results_file(run, "results.json")["checkpoint"] == "checkpoints/best.ckpt"
+
+
+def test_the_default_checkpoint_follows_the_metric_of_a_task_of_ones_own(folder: Path) -> None:
+    module = AbsoluteErrorMAML(lm.nn.MLP(hidden=[8]), inner_steps=1)
+    run = lm.fit(module, sines(meta_batches_per_epoch=2), max_steps=2, **OPTIONS)
+    chosen = results_file(run, "config.yaml")["checkpoint"]
+    assert (chosen["monitor"], chosen["mode"]) == ("val/mean_absolute_error", "min")
+    assert results_file(run, "results.json")["checkpoint"] == "checkpoints/best.ckpt"
+
+
+class NamedLate(lm.MAML):
+    @property
+    def task(self) -> Any:
+        return self.made_in_build  # not before the data are known
+
+
+def test_a_metric_that_is_unknown_before_training_is_asked_for(folder: Path) -> None:
+    module = NamedLate(lm.nn.MLP(hidden=[8]))
+    with pytest.raises(lm.UserError, match=r"^checkpoint: the metric of NamedLate.task is unknown .*RunCheckpoint"):
+        lm.fit(module, sines(), max_steps=2, **OPTIONS)
+    assert not Path("runs").exists()
+
+
+def test_the_accuracy_of_regression_is_refused_before_the_first_step(folder: Path) -> None:
+    with pytest.raises(lm.UserError, match=r"^checkpoint.monitor: 'val/accuracy' .*; monitor val/mse or val/loss$"):
+        lm.fit(maml(), sines(), checkpoint=lm.RunCheckpoint(), max_steps=1, **OPTIONS)  # ends before a validation
+    assert not list(folder.glob("runs/*/*"))
+    run = lm.fit(maml(), sines(), checkpoint=lm.RunCheckpoint(), max_steps=0, **OPTIONS)  # tested, never validated
+    assert results_file(run, "results.json")["test/mse"] > 0
 
 
 def test_one_checkpoint_serves_two_runs(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

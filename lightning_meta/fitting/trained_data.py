@@ -1,0 +1,51 @@
+"""Comparison of the data of a test with those that a checkpoint was trained on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from lightning_meta.data.module import SourceDataModule
+from lightning_meta.import_paths import public_path
+from lightning_meta.resuming import same_class
+from lightning_meta.run.checkpoint_io import read_checkpoint
+from lightning_meta.run.record import KEY
+
+_log = logging.getLogger(__name__)
+
+
+def warn_of_other_training_data(checkpoint: Path, data: LightningDataModule) -> None:
+    """Warn if the training split of the same source is not the one that the run of a checkpoint was trained on.
+
+    Inputs are then scaled differently, and test tasks or rows may have been trained on. Data of another source were
+    chosen on purpose, so there is no warning. The hash of a training split does not depend on ways and shots.
+
+    Args:
+        checkpoint: The checkpoint file.
+        data: The data module of the test, after its setup.
+    """
+    record = read_checkpoint(checkpoint).get(KEY)
+    before = _at(record, "examples", "train")
+    trained_on = _at(record, "options", "data", "init_args", "source")
+    source = _at(trained_on, "class_path") or _at(trained_on, "instance")
+    if not before or not isinstance(data, SourceDataModule) or not hasattr(data, "source"):
+        return
+    if source is not None and not same_class(source, public_path(type(data.source))):
+        return
+    now = data.training_hash()
+    if now and now != before:
+        _log.warning(
+            "data: the examples, or their division into splits, have changed since the model was trained: inputs may "
+            "be scaled differently, and some that are tested may have been trained on; restore them, or train again"
+        )
+
+
+def _at(value: Any, *names: str) -> Any:
+    """A part of nested mappings; None if there is none."""
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
