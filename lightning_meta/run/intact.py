@@ -79,9 +79,9 @@ def check_contents(checkpoint: Any, path: str | PathLike[str]) -> None:
     """
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a Lightning checkpoint: it has no `state_dict`")
-    weights, stored = checkpoint["state_dict"], checkpoint.get("lightning_meta") or {}
+    weights, stored = checkpoint["state_dict"], checkpoint.get("lightning_meta")
     versions = getattr(weights, "_metadata", {})  # versions of modules by name, which `load_state_dict` reads
     has_versions = isinstance(versions, dict) and all(isinstance(version, dict) for version in versions.values())
     has_names = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
-    if not (has_names and has_versions and isinstance(stored, dict)):
+    if not (has_names and has_versions and (stored is None or isinstance(stored, dict))):
         raise UserError(f"{path} is not a checkpoint of lightning_meta, or is damaged")

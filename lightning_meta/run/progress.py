@@ -40,8 +40,8 @@ def check_progress(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> 
     moment = checkpoint.get("quiet_moment")
     waiting: list[tuple[Any, Any]] = [
         *((key, checkpoint.get(key)) for key in ("global_step", "epoch")),
-        *(_items(checkpoint.get("loops") or {})),
-        *(_items(moment or {})),
+        *_items(checkpoint["loops"]),
+        *_items(moment),
     ]
     while waiting:
         key, value = waiting.pop()
@@ -57,6 +57,11 @@ def check_progress(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> 
         seconds, stopped = moment["seconds"], moment["stopped"]
         if not (0 <= float(seconds) < LARGEST) or not isinstance(stopped, bool):
             raise ValueError
+        batches = [moment["rows"], moment["batches_that_stepped"], moment["batches_of_ended_epoch"] or 0]
+        if not all(type(count) is int for count in batches):
+            raise TypeError
+        if not all(isinstance(name, str) for name in moment.get("columns", ())):
+            raise TypeError
     except Exception as error:  # each generator raises other errors
         raise UserError(f"{path} cannot be resumed: its training state is damaged") from error
 

@@ -207,6 +207,13 @@ STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
         numpy=("MT19937", [0] * 624, 10**6, 0, 0.0)
     ),
     "a generator without state": lambda s: s["quiet_moment"]["random"][0].update(torch=torch.zeros(3)),
+    "no rows": lambda s: s["quiet_moment"].pop("rows"),
+    "no steps": lambda s: s["quiet_moment"].pop("batches_that_stepped"),
+    "no end of the epoch": lambda s: s["quiet_moment"].pop("batches_of_ended_epoch"),
+    "an end of the epoch that is text": lambda s: s["quiet_moment"].update(batches_of_ended_epoch="a"),
+    "columns that are numbers": lambda s: s["quiet_moment"].update(columns=[1]),
+    "a moment that is a tensor": lambda s: s.update(quiet_moment=torch.zeros(2)),
+    "settings that are a tensor": lambda s: s.update(lightning_meta=torch.zeros(2)),
     "rows below zero": lambda s: s["quiet_moment"].update(rows=-3),
     "a version that is none": lambda s: s.update({"pytorch-lightning_version": "a"}),
 }
