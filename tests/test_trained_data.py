@@ -76,7 +76,7 @@ def test_a_calibration_on_classes_of_training_is_named(capsys: pytest.CaptureFix
     lines = [f"{ord(name) + x / 8},{x % 3},{name}" for name in "abcdefghijklmnopqrst" for x in range(8)]
     Path("kinds.csv").write_text("\n".join(["u,v,kind", *lines]))
     source = lm.sources.LabelledTable("kinds.csv", label="kind")
-    sizes = {"meta_batches_per_epoch": 2, "val_tasks": 4, "test_tasks": 4}
+    sizes: dict[str, Any] = {"meta_batches_per_epoch": 2, "val_tasks": 4, "test_tasks": 4}
     data = lm.EpisodicDataModule(source, ways=2, shots=2, queries=3, **sizes)
     run = lm.fit(lm.ProtoNet(lm.nn.MLP(2, [8])), data, name="kinds", **OPTIONS).directory
     assert run is not None

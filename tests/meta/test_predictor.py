@@ -223,7 +223,7 @@ def of_numbers(**options: Any) -> MAML:
 def test_regression_targets_of_any_container(targets: Any) -> None:
     module = of_numbers()
     expected = module.predictor(INPUTS, torch.tensor([4.0, 5.0, 6.0]))(INPUTS)
-    assert torch.equal(module.predictor(INPUTS, targets)(INPUTS), expected)
+    torch.testing.assert_close(module.predictor(INPUTS, targets)(INPUTS), expected, rtol=0, atol=0)
 
 
 def test_targets_in_a_list_keep_their_digits() -> None:
@@ -231,7 +231,7 @@ def test_targets_in_a_list_keep_their_digits() -> None:
     module = of_numbers(target_mean=(1.7e9,), target_scale=(1.0,))
     targets = [1.7e9 - 1, 1.7e9, 1.7e9 + 1]
     expected = module.predictor(INPUTS, torch.tensor(targets, dtype=torch.float64))(INPUTS)
-    assert torch.equal(module.predictor(INPUTS, targets)(INPUTS), expected)
+    torch.testing.assert_close(module.predictor(INPUTS, targets)(INPUTS), expected, rtol=0, atol=0)
     with pytest.raises(UserError, match=r"^labels: .* cannot tell these targets apart"):
         of_numbers().predictor(INPUTS, targets)
 

@@ -51,12 +51,12 @@ def pumps(file: Path) -> lm.EpisodicDataModule:
     rows = [f"p{p},{x / 8},{1000 + 100 * (p % 5) + 50 * x / 8}" for p in range(15) for x in range(8)]
     file.write_text("\n".join(["pump,x,flow", *rows]))
     source = lm.sources.RegressionTable(file, targets="flow", task_column="pump")
-    sizes = {"meta_batches_per_epoch": 2, "val_tasks": 4, "test_tasks": 8}
+    sizes: dict[str, Any] = {"meta_batches_per_epoch": 2, "val_tasks": 4, "test_tasks": 8}
     return lm.EpisodicDataModule(source, shots=3, queries=3, **sizes)
 
 
 def waves() -> lm.EpisodicDataModule:
-    sizes = {"meta_batches_per_epoch": 2, "val_tasks": 4, "test_tasks": 8}
+    sizes: dict[str, Any] = {"meta_batches_per_epoch": 2, "val_tasks": 4, "test_tasks": 8}
     return lm.EpisodicDataModule(lm.sources.Sinusoid(), shots=3, queries=3, **sizes)
 
 
@@ -79,6 +79,7 @@ def test_scores_and_predictions_of_a_task_of_ones_own_are_in_the_units_of_the_ta
         loaded = lm.load(run.directory, allow=[RobustMAML])
         assert isinstance(loaded, lm.MetaModule)
         predicted = loaded.predictor(torch.rand(3, 1), [1100.0, 1200.0, 1300.0])(torch.rand(4, 1))
+        assert isinstance(predicted, torch.Tensor)
         assert ((predicted - 1225).abs() < 900).all()
 
 

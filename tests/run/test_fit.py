@@ -600,7 +600,7 @@ def flows(file: Path) -> lm.EpisodicDataModule:
     rows = [f"p{p},{x / 8},{1000 + 100 * (p % 3) + 50 * x / 8}" for p in range(12) for x in range(8)]
     file.write_text("\n".join(["pump,x,flow", *rows]))
     source = lm.sources.RegressionTable(file, targets="flow", task_column="pump")
-    sizes = {"meta_batches_per_epoch": 2, "val_tasks": 4, "test_tasks": 4}
+    sizes: dict[str, Any] = {"meta_batches_per_epoch": 2, "val_tasks": 4, "test_tasks": 4}
     return lm.EpisodicDataModule(source, shots=3, queries=3, **sizes)
 
 
