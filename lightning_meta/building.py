@@ -97,7 +97,9 @@ def build(spec: Any, allow: Allow = (), *, paths_are_checked: bool = False) -> A
     fitted = spec.get("fitted") or {}
     of_object = key == "class_path" and isinstance(target, type) and issubclass(target, Described)
     if fitted and not (of_object and isinstance(fitted, Mapping) and all(isinstance(name, str) for name in fitted)):
-        raise UserError(f"{path} cannot be built: it has no values under `fitted`, or they are no mapping from names")
+        raise UserError(
+            f"{path} cannot be built: `fitted` is for classes of this package, a mapping from names to values"
+        )
     init_args = {k: build(v, allow, paths_are_checked=True) for k, v in described.items()}
     if key == "import_path":
         _check_passed(path, target, allow)

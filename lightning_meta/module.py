@@ -388,7 +388,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         try:
             with torch.no_grad(), statistics_from(copied, "stored"):
                 copied(zeros_like_inputs(self.input_shape, self.input_dtype, like))
-        except RuntimeError as error:
+        except Exception as error:  # a network may check its inputs itself
             network, own = (str(dtype).removeprefix("torch.") for dtype in (min(dtypes, key=str), self.dtype))
             remedy = "give the Trainer precision='64-true'" if network == "float64" else f"convert it to {own}"
             raise UserError(

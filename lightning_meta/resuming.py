@@ -97,7 +97,7 @@ def check_groups(optimizers: Sequence[Optimizer], states: Sequence[Mapping[str, 
         states: States of the optimisers in the checkpoint.
 
     Raises:
-        UserError: The number of optimisers, the number of parameter groups or the class differs.
+        UserError: The number of optimisers, their parameter groups or their class differ.
     """
     if len(optimizers) != len(states):
         raise UserError(
@@ -108,6 +108,12 @@ def check_groups(optimizers: Sequence[Optimizer], states: Sequence[Mapping[str, 
         if len(groups) != len(saved):
             raise UserError(
                 f"optimizer: the checkpoint has {len(saved)} parameter groups, the module has {len(groups)}{ANEW}"
+            )
+        sizes, saved_sizes = ([len(group["params"]) for group in of] for of in (groups, saved))
+        if sizes != saved_sizes:
+            raise UserError(
+                f"optimizer: the parameter groups of the checkpoint have {saved_sizes} parameters, those of the module "
+                f"{sizes}{ANEW}"
             )
         lacking = sorted(optimizer.defaults.keys() - saved[0].keys()) if saved else []
         others = sorted(saved[0].keys() - groups[0].keys() - _OF_SCHEDULES) if saved else []

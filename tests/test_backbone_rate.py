@@ -26,6 +26,7 @@ import lightning_meta as lm
 from lightning_meta.backbone_rate import scale_rates
 from lightning_meta.errors import UserError
 from lightning_meta.nn import MLP, Frozen
+from lightning_meta.resuming import check_groups
 from lightning_meta.run import read_checkpoint
 from lightning_meta.testing import toys
 from lightning_meta.weightings import Uncertainty
@@ -176,3 +177,15 @@ def test_stages_that_tasks_do_not_share_have_the_rate_of_the_backbone(shared_dep
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, p in module.named_parameters():
         assert rates[id(p)] == pytest.approx(0.05 if name.startswith(("backbone.", "branches.")) else 0.5), name
+
+
+def test_a_checkpoint_with_other_groups_is_refused() -> None:
+    layers = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def optimizer(first: int) -> torch.optim.Optimizer:
+        parameters = [p for layer in layers for p in layer.parameters()]
+        return torch.optim.SGD([{"params": parameters[:first]}, {"params": parameters[first:]}], lr=0.1)
+
+    check_groups([optimizer(2)], [optimizer(2).state_dict()])
+    with pytest.raises(UserError, match=r"groups of the checkpoint have \[1, 3\] parameters, .* \[2, 2\]"):
+        check_groups([optimizer(2)], [optimizer(1).state_dict()])

@@ -74,7 +74,33 @@ LINES = {
         ["maml_glyphs"],
         "maml_glyphs: an option was expected; did you mean --config maml_glyphs?",
     ),
-    "a word": (["quickly"], "--quickly: there is no such option; see lightning-meta fit --help"),
+    "a word": (["quickly"], "quickly: an option was expected; see lightning-meta fit --help"),
+    "a second value": (["--data.shots", "1", "5"], "5: an option was expected; see lightning-meta fit --help"),
+    "a dash of a word processor": (
+        ["\u2013trainer.max_steps", "5"],
+        "\u2013trainer.max_steps: an option begins with two hyphens; did you mean --trainer.max_steps?",
+    ),
+    "a misspelt key beside a class": (
+        ["--model={class_path: MAML, init_arg: {}}"],
+        "--model.init_arg: there is no such key beside class_path; did you mean init_args?",
+    ),
+    "arguments that are a number": (
+        ["--model.init_args", "3"],
+        "--model.init_args: expected Mapping, such as {NAME: VALUE}, got 3",
+    ),
+    "an option of no callback": (
+        ["--trainer.callbacks", "[]", "--trainer.callbacks.monitor", "x"],
+        "--trainer.callbacks: monitor is an argument of a class that is not named; give --trainer.callbacks "
+        "CLASS before --trainer.callbacks.monitor",
+    ),
+    "a number for an optimizer": (
+        ["--model.optimizer", "0.01"],
+        "--model.optimizer: there is no class 0.01 here; expected an Optimizer, see lightning-meta fit --help",
+    ),
+    "a mistake behind an added item": (
+        ["--trainer.callbacks+=DeviceStatsMonitor", "--data.rotations+=val", "--trainer.max_step=5"],
+        "--trainer.max_step: there is no such option; did you mean --trainer.max_steps?",
+    ),
     "a value after a space": (["--model.inner_lr", "fast"], "--model.inner_lr: expected float, got fast"),
     "no value before another option": (
         ["--model.inner_lr", "--trainer.max_steps=1"],

@@ -84,6 +84,11 @@ def check_yaml(file: Path, of_fit: bool = False) -> list[str]:
         raise UserError(_broken(file, text, error)) from error
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"--config: {file} is not a configuration; expected options by name, such as `trainer:`")
+    for key, value in root.value if of_fit else []:
+        if str(key.value) in ("trainer", "checkpoint") and not isinstance(value, yaml.MappingNode):
+            got = value.value if isinstance(value, yaml.ScalarNode) and value.value else "nothing"
+            line = f"{file}, line {key.start_mark.line + 1}"
+            raise UserError(f"--config: {line}: {key.value}: expected options by name, got {got}")
     for name, node in _mappings(root):
         _check_mapping(file, name, node, of_fit)
     return [str(key.value) for key, _ in root.value]

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from lightning_meta.cli.config_text import config_files
+from lightning_meta.cli.config_text import BESIDE, config_files
 from lightning_meta.cli.declared import (
     Typed,
     alternatives,
@@ -113,6 +113,10 @@ class Given:
         if self.takes_files and (Path(given).suffix in (".yaml", ".yml") or given in shipped()):
             return given, f"an option was expected; did you mean --config {given}?"
         name = given.lstrip("-\u2013\u2014").partition("=")[0]
+        if given.startswith(("\u2013", "\u2014")):
+            return given, f"an option begins with two hyphens{_meant(name, self.options, '--')}"
+        if not given.startswith("-"):
+            return given, f"an option was expected; {self.pointer}"
         return f"--{name}", self._unknown(name)
 
     def _unknown(self, name: str) -> str:
@@ -143,26 +147,35 @@ class Given:
         if option == "config" and self.takes_files and isinstance(value, Typed):
             self._set_all(_content(value))
         old = self.values.get(option)
-        new = self._changed(f"--{option}", kind, None if name.endswith("+") else old, path, value)
-        if name.endswith("+"):
+        adds = name.endswith("+")
+        if adds and path and not isinstance(_loaded(value), list):
+            value = Typed(f"[{value}]")
+        new = self._changed(f"--{option}", kind, None if adds and not path else old, path, value)
+        if adds and not path:
             new = [*(old if isinstance(old, list) else []), *(new if isinstance(new, list) else [new])]
         self.values[option] = new
 
     def _changed(self, option: str, kind: Any, old: Any, path: list[str], value: Any) -> Any:
         """The value of an option after it, or what the path names in it, is set."""
         classes, of_mapping = classes_of(kind), inner_type(kind, Mapping)
-        if path and isinstance(old, list):
+        if path and isinstance(old, list) and old:
             return [*old[:-1], self._changed(option, kind, old[-1], path, value)]
         if path and of_mapping is not None and not isinstance(old, Made):
             (name, *rest), values = path, old if isinstance(old, dict) else {}
             return {**values, name: self._changed(f"{option}.{name}", of_mapping, values.get(name), rest, value)}
         if path and path[0] == "dict_kwargs":
             return old
+        if path == ["init_args"]:
+            return self._changed(option, kind, old, [], {"init_args": _loaded(value)})
         if path and path[0] != "class_path":
             return self._with_argument(option, kind, old, path[1:] if path[0] == "init_args" else path, value)
         loaded = _loaded(value)
         if classes and isinstance(loaded, dict) and (of_mapping is None or "class_path" in loaded):
             spec = loaded if {"class_path", "init_args"} & set(loaded) else {"init_args": loaded}
+            if wrong := [str(key) for key in spec if key not in BESIDE]:
+                raise _mistake(
+                    f"{option}.{wrong[0]}", f"there is no such key beside class_path{_meant(wrong[0], BESIDE)}"
+                )
             made = old
             if "class_path" in spec:
                 if not isinstance(spec["class_path"], str):
@@ -192,6 +205,8 @@ class Given:
         name, *rest = path
         if not isinstance(made, Made):  # the parser takes the class that the type names
             likely = [cls for cls in classes_of(kind) if not inspect.isabstract(cls) and name in arguments_of(cls)]
+            if not likely and (meant := _meant(name, BESIDE)):
+                raise _mistake(f"{option}.{name}", f"there is no such key{meant}")
             if not likely:
                 hint = f"give {option} CLASS before {option}.{name}"
                 raise _mistake(option, f"{name} is an argument of a class that is not named; {hint}")
@@ -205,7 +220,8 @@ class Given:
     def _found(self, option: str, kind: Any, name: str) -> Any:
         """The class or function of a name; None for a value of another kind."""
         try:
-            same = {name: import_object(name)} if "." in name else named(kind, name)
+            is_path = "." in name and all(part.isidentifier() for part in name.split("."))
+            same = {name: import_object(name)} if is_path else named(kind, name)
         except UserError as error:
             if fits(kind, name):
                 return None
@@ -219,7 +235,8 @@ class Given:
             raise _mistake(option, f"{name} is an abstract class; name one of its subclasses; {self.pointer}")
         if found is None and not fits(kind, name):
             close = _meant(name, [cls.__name__ for cls in subclasses(kind) if not inspect.isabstract(cls)])
-            other = f" here; expected a {shown(kind).removesuffix(' or null')}, {self.pointer}"
+            expected = shown(kind).removesuffix(" or null")
+            other = f" here; expected {'an' if expected[:1] in 'AEIOU' else 'a'} {expected}, {self.pointer}"
             raise _mistake(option, f"there is no class {name}{close or other}")
         return found if makes(found, kind) else None
 

@@ -50,7 +50,13 @@ def refuse_dates(name: str, values: Any) -> None:
 
 def holds_text(values: Any) -> bool:
     """Whether a value of an array, a list or a DataFrame is text."""
-    return any(isinstance(value, str | bytes) for value in np.asarray(values, dtype=object).flat)
+    if getattr(getattr(values, "dtype", None), "kind", "O") in "biufc":  # an array of numbers, which may be large
+        return False
+    try:
+        cells = np.asarray(values, dtype=object)
+    except ValueError:  # arrays of different shapes
+        return False
+    return any(isinstance(value, str | bytes) for value in cells.flat)
 
 
 @contextmanager

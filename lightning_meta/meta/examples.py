@@ -27,7 +27,10 @@ def inputs_of(x: Any) -> Tensor:
             "give source.inputs_of(table) of the source of the data, or x.to_numpy() if nothing was scaled"
         )
     try:
-        tensor = torch.as_tensor(_without_index(x))
+        values = _without_index(x)
+        if isinstance(values, list | tuple) and any(isinstance(value, Tensor | np.ndarray) for value in values):
+            values = torch.stack([torch.as_tensor(value) for value in values])
+        tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(
             f"x: a tensor or an array of numbers is needed, got {type(x).__name__} ({reason_of(error, 100)})"
@@ -47,7 +50,7 @@ def labels_of(labels: Any) -> list[Any]:
         raise UserError(
             f"labels: a list or one column of labels is needed, got {type(labels).__name__}; give labels['NAME']"
         )
-    if isinstance(labels, Set | Mapping) or not np.iterable(labels) or getattr(labels, "ndim", 1) == 0:
+    if isinstance(labels, str | bytes | Set | Mapping) or not np.iterable(labels) or getattr(labels, "ndim", 1) == 0:
         raise UserError(f"labels: a list of labels is needed, got {type(labels).__name__}")
     plain = labels.tolist() if isinstance(labels, Tensor) else list(labels)
     return [label.tolist() if isinstance(label, Tensor) else label for label in plain]
@@ -85,8 +88,11 @@ def targets_of(labels: Any) -> Tensor:
 def _without_index(values: Any) -> Any:
     """The values of a column of pandas or another library, whose index may begin at any number."""
     values = values.to_numpy() if hasattr(values, "to_numpy") else values
-    # torch warns of arrays that cannot be written to, such as those of pandas.
-    return values.copy() if isinstance(values, np.ndarray) and not values.flags.writeable else values
+    if not isinstance(values, np.ndarray):
+        return values
+    # torch takes no reversed arrays and no other byte order, and warns of arrays that cannot be written to.
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return values.copy() if not values.flags.writeable or min(values.strides, default=0) < 0 else values
 
 
 def _of_objects(array: np.ndarray[Any, Any], needed: str) -> np.ndarray[Any, Any]:

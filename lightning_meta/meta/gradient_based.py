@@ -64,8 +64,8 @@ class GradientBasedLearner(MetaModule, ABC):
         batch_norm: Statistics that normalise query examples: `transductive`, those of the query set, as in the code of
             Finn et al., so that a prediction depends on the other queries; `inductive`, those of the support set after
             adaptation. Support examples are normalised by the statistics of the support set in both cases, with
-            `inner_batch_size` by those of the mini-batch. One value per channel has no variance: it is normalised by
-            the running statistics of the backbone, which training does not change.
+            `inner_batch_size` by those of the mini-batch. A channel with a single value (one example without
+            positions) has no variance: it is normalised by the running statistics, which training does not change.
         recompute: Recompute inner steps in the outer backward pass instead of storing their activations (gradient
             checkpointing). This reduces the memory of long inner loops several times; a step takes about 1.6 times as
             long.

@@ -193,7 +193,7 @@ def balanced(scores: Tensor, potentials: Tensor) -> Tensor:
 
 
 def _regular(degrees: Tensor) -> Tensor:
-    """Make the Laplacian `(N, N)` invertible: constants and unconnected classes lie in its kernel."""
+    """The matrix to add to the Laplacian `(N, N)`, whose kernel holds constants and unconnected classes."""
     numbers = torch.finfo(degrees.dtype)
     ridge = 64 * numbers.eps * degrees.amax(-1) + numbers.tiny**0.5
     added: Tensor = ridge * torch.eye(len(degrees)).to(degrees) + degrees.mean() / len(degrees)

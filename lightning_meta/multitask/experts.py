@@ -46,10 +46,12 @@ def expert_like(network: nn.Module, seed: int, same_start: bool) -> nn.Module:
     expert = fresh(network, seed)
     for part, new_part in zip(network.modules(), expert.modules(), strict=True):
         parameters = dict(part.named_parameters(recurse=False))
-        if parameters and not any(p.requires_grad for p in parameters.values()):  # new ones would never be trained
-            with torch.no_grad():
-                for name, values in (*parameters.items(), *part.named_buffers(recurse=False)):
-                    getattr(new_part, name).copy_(values)
+        frozen: dict[str, Tensor] = {name: p for name, p in parameters.items() if not p.requires_grad}
+        if frozen and len(frozen) == len(parameters):
+            frozen |= dict(part.named_buffers(recurse=False))
+        with torch.no_grad():
+            for name, values in frozen.items():  # new ones would never be trained
+                getattr(new_part, name).copy_(values)
     return expert
 
 

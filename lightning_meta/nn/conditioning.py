@@ -106,8 +106,8 @@ def widened(stage: nn.Module, extra: int, option: str) -> tuple[nn.Module, bool]
             if not layer.weight.requires_grad:
                 raise UserError(
                     f"{option}: the first layer of {type(stage).__name__} is frozen, and concatenated channels would "
-                    "add weights to it; let z enter by film, add or gate, at the output of the network, or do not "
-                    "freeze this layer"
+                    "add weights to it; set enters to film, add or gate, or at to another place, such as the number of "
+                    "stages, or do not freeze this layer"
                 )
             if isinstance(layer, nn.Linear):
                 wide: nn.Module = nn.Linear(layer.in_features + extra, layer.out_features, layer.bias is not None)

@@ -50,6 +50,7 @@ WRONG_FEATURES: dict[str, tuple[Any, str]] = {
     "infinite": (np.full((2, 4), np.inf), "^X: contains infinity"),
     "complex": (X + 1j, "^X: Complex data not supported"),
     "ragged": ([[1, 2, 3, 4], [1, 2]], "^X: rows of the same length with a number in each place are needed"),
+    "arrays of different shapes": ([np.zeros((2, 3)), np.zeros((2, 4))], "^X: rows of the same length"),
     "dictionaries": ([{"a": 1}], "^X: rows of the same length with a number in each place are needed.*not 'dict'"),
     "text": (np.array([["a"] * 4]), "^X: could not convert string to float.*OneHotEncoder"),
     "text column": (frame(["u", "v"]), "^X: could not convert string to float: 'u'.*OneHotEncoder"),

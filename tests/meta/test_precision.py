@@ -178,6 +178,25 @@ def test_a_network_that_converts_its_inputs_is_trained() -> None:
         trained(lambda: ProtoNet(backbone().bfloat16()), data())
 
 
+class OnlyDouble(nn.Module):
+    """A network that checks the precision of its inputs itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = backbone().double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float64:
+            raise TypeError("expected float64")
+        output: Tensor = self.network(x)
+        return output
+
+
+def test_a_network_that_refuses_other_precisions_is_named() -> None:
+    with pytest.raises(UserError, match=r"parameters are float64, .* precision='64-true'"):
+        trained(lambda: ProtoNet(OnlyDouble()), data())
+
+
 def test_a_converted_module_has_a_head_of_its_precision() -> None:
     module, _ = trained(lambda: MAML(backbone(), 0.1, 1).double(), data())
     assert {p.dtype for p in module.parameters()} == {torch.float64}

@@ -337,3 +337,26 @@ def test_a_frozen_backbone_whose_features_of_a_class_overflow_is_refused() -> No
     module = ProtoNet(Frozen(Half()), episodes=SPEC)
     with pytest.raises(UserError, match="backbone: Frozen makes features that are NaN or infinite for 2 of 6 support"):
         module.predictor(support, ["owl", "owl", "ant", "ant", "bee", "bee"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        INPUTS.flip(0).numpy()[::-1],
+        INPUTS.numpy().astype(">f4"),
+        list(INPUTS),
+        tuple(INPUTS.numpy()),
+        [*INPUTS[:2], INPUTS[2].numpy()],
+    ],
+    ids=["reversed", "big-endian", "tensors", "arrays", "both"],
+)
+def test_inputs_of_any_container(given: Any) -> None:
+    module = of_numbers()
+    expected = module.predictor(INPUTS, [4.0, 5.0, 6.0])(INPUTS)
+    torch.testing.assert_close(module.predictor(given, [4.0, 5.0, 6.0])(given), expected, rtol=0, atol=0)
+
+
+def test_text_is_no_list_of_labels() -> None:
+    module = ProtoNet(MLP(1, [8]), episodes=EpisodeSpec("classification", (1,), 2))
+    with pytest.raises(UserError, match=r"labels: a list of labels is needed, got str"):
+        module.predictor(INPUTS, "abc")

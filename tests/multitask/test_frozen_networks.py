@@ -44,6 +44,17 @@ def test_every_copy_of_a_frozen_layer_has_its_weights(method: Callable[..., Mult
     assert all(p.requires_grad != torch.equal(p, last) for p in copies(module, last))
 
 
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_every_copy_of_a_frozen_parameter_is_that_parameter(part: str) -> None:
+    given = network(0)
+    frozen = given.get_parameter(f"1.{part}").requires_grad_(False)
+    values = frozen.detach().clone().double()
+    module = train(MixtureOfExperts, data(), 2, backbone=given)
+    stored = [p for p in module.parameters() if not p.requires_grad]
+    assert len(stored) > 1
+    assert all(torch.equal(p, values) for p in stored)
+
+
 def test_what_mtan_adds_is_trained() -> None:
     module = train(MTAN, data(), 2, backbone=network(3))
     assert not any(p.requires_grad for p in module.backbone.parameters())
@@ -53,7 +64,7 @@ def test_what_mtan_adds_is_trained() -> None:
 @pytest.mark.parametrize("at", [0, 1])
 def test_nothing_is_concatenated_before_a_frozen_layer(at: int) -> None:
     for given in (network(at + 1), nn.Sequential(*(Frozen(layer) for layer in network(0)))):
-        with pytest.raises(UserError, match=f"at {at}: the first layer of .* is frozen, .* by film, add or gate"):
+        with pytest.raises(UserError, match=f"at {at}: the first layer of .* is frozen, .* set enters to film"):
             train(Conditioned, data(), 1, backbone=given, at=[at])
     given = network(3)
     before = {name: p.detach().clone().double() for name, p in given.named_parameters()}

@@ -122,6 +122,8 @@ TEXTS = {
     ),
     "no_backbone.yaml": changed(MAML, lambda c: c["model"]["init_args"].pop("backbone")),
     "no_source.yaml": changed(MAML, lambda c: c["data"]["init_args"].pop("source")),
+    "a_number.yaml": changed(MAML, lambda c: c.update(trainer=5)),
+    "empty_section.yaml": changed(MAML, lambda c: c.update(checkpoint=None)),
     "no_data.yaml": changed(MAML, lambda c: c.pop("data")),
     "no_targets.yaml": _source(lambda s: s["init_args"].pop("targets")),
     "no_root.yaml": _source(lambda s: s.pop("init_args"), IMAGES),

@@ -76,6 +76,8 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "a schedule without its length": (config("cosine.yaml"), ("CosineAnnealingLR: T_max is required", "init_args")),
     "no backbone": (config("no_backbone.yaml"), ("MAML: backbone is required", "give --model.backbone")),
     "no source": (config("no_source.yaml"), ("EpisodicDataModule: source is required", "give --data.source")),
+    "a section that is a number": (config("a_number.yaml"), ("trainer: expected options by name, got 5",)),
+    "an empty section": (config("empty_section.yaml"), ("checkpoint: expected options by name, got null",)),
     "no data": (config("no_data.yaml"), ("--data must be given",)),
     "no targets": (config("no_targets.yaml"), ("Table: targets is required", "give --data.source.targets")),
     "no folder of images": (config("no_root.yaml"), ("ImageFolder: root is required", "give --data.source.root")),

@@ -129,7 +129,7 @@ def _check_data(record: SweepRecord) -> None:
     parsed: dict[str, Any] = {}  # a configuration takes a second to parse
 
     def data(trial: FrozenTrial) -> Any:
-        options = {name: value for name, value in trial.params.items() if name.startswith("data")}
+        options = {name: v for name, v in trial.params.items() if name.partition(".")[0] not in ("model", "trainer")}
         key = json.dumps(options, sort_keys=True)
         if key not in parsed:
             parsed[key] = _data_of(record, trial)
