@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -11,7 +12,6 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.data.undefined_scores import without_score
 from lightning_meta.errors import UserError, some_of
-from lightning_meta.meta.learner import Learner
 from lightning_meta.modes import check_mode
 
 
@@ -45,8 +45,10 @@ def check_regression(module: LightningModule, monitor: str | None) -> None:
     Raises:
         UserError: The accuracy is monitored; the message names the metric of the task.
     """
-    if monitor == "val/accuracy" and isinstance(module, Learner) and module.spec.task == "regression":
-        metric = module.task.metric
+    episodes: Any = getattr(module, "episodes", None)  # of a meta-learner
+    if monitor == "val/accuracy" and episodes is not None and episodes.task == "regression":
+        task: Any = module.task
+        metric = task.metric
         if metric != "accuracy":
             raise UserError(
                 f"checkpoint.monitor: {monitor!r} is not logged in validation, as the tasks are regression tasks; "
