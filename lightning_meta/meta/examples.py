@@ -57,7 +57,7 @@ def labels_of(labels: Any) -> list[Any]:
 
 
 def targets_of(labels: Any) -> Tensor:
-    """Convert real targets to a tensor `(M, ...)`, without rounding.
+    """Convert real targets to a tensor `(M, ...)` on the CPU, since not every device has float64.
 
     Raises:
         UserError: They are not real numbers of one shape, or some are missing.
@@ -68,7 +68,7 @@ def targets_of(labels: Any) -> Tensor:
     if isinstance(labels, Tensor):
         if not labels.dim() or labels.is_complex() or labels.dtype == torch.bool:
             raise UserError(f"{needed}, got a tensor of {labels.dtype} with shape {tuple(labels.shape)}")
-        return labels
+        return labels.cpu()
     values = _without_index(labels)
     if isinstance(values, list | tuple):
         values = [value.tolist() if isinstance(value, Tensor) else value for value in values]

@@ -256,7 +256,7 @@ def test_off_means_off_in_yaml_too(tmp_path: Path, capsys: pytest.CaptureFixture
         assert "graph: false" in printed or "graph: 'off'" in printed
     assert lm.ProtoNet(MLP(4, (3,)), graph=False).graph == "off"
     assert main(["fit", "--config", config, "--model.graph=on"]) == 2
-    assert "--model.graph: expected 'off' or 'auto', got True" in capsys.readouterr().err
+    assert "--model.graph: expected 'off' or 'auto', got on" in capsys.readouterr().err
 
 
 def test_on_a_cpu_there_is_nothing_to_record(caplog: pytest.LogCaptureFixture) -> None:
