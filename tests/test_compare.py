@@ -36,6 +36,7 @@ def test_the_report_on_the_terminal_and_in_files(capsys: pytest.CaptureFixture[s
     assert {f.name for f in Path("there").iterdir()} == {"transfer.csv", "transfer.json", "forest.png", "gap.png"}
 
 
+@pytest.mark.slow
 def test_the_script_takes_a_shell_pattern() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "compare.py"), *sorted(map(str, Path("runs").iterdir()))]
     done = subprocess.run([*command, "--baseline", "runs/independent"], capture_output=True, text=True, check=False)

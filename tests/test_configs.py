@@ -140,6 +140,7 @@ def test_embedded_data_runs(config: Path, tmp_path: Path) -> None:
     check(tmp_path / config.stem / "0")
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize(
     "config",

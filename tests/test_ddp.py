@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_meta.run import read_checkpoint
 from tests.ranks import run_driver
 
-pytestmark = pytest.mark.slow  # two ranks of a multi-task module and the shipped methods are in the default suite
+pytestmark = pytest.mark.slow  # two ranks of every shipped method are in the default suite
 
 TRAINED = ["protonet", "protonet_augmented", "protonet_inductive", "maml", "maml_inductive", "maml_measured"]
 EVALUATED = ["protonet", "maml"]

@@ -49,6 +49,7 @@ def line(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     return said.removeprefix("lightning-meta: error: ").strip()
 
 
+@pytest.mark.slow
 def test_no_line_depends_on_the_words_of_the_parser(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def test_finished_runs_are_not_trained_again(
     assert "run 2 of 2: wide, seed 1, finished before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_stopped_in_a_run_it_goes_on_there_to_the_same_end() -> None:
     assert climb("--name=whole") == 0
     # A first try of its own dies before a checkpoint, a second in its eighth step.
@@ -177,6 +178,7 @@ def test_children_have_their_share_of_the_threads(monkeypatch: pytest.MonkeyPatc
     assert [env["OMP_NUM_THREADS"] for env in started] == ["2"] * 4
 
 
+@pytest.mark.slow
 def test_one_that_fails_ends_the_ladder_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

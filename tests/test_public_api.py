@@ -58,6 +58,7 @@ for name in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="os.fork")
 def test_one_part_does_not_import_the_others() -> None:
     command = [sys.executable, "-c", USED, json.dumps(list(NEEDS))]

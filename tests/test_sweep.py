@@ -240,6 +240,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 def test_threads_of_a_sweep_are_those_of_its_runs() -> None:
     command = ["sweep", "--config", "space.yaml", "--trials", "1", "--threads", "1"]
     assert main(command) == 0

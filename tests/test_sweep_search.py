@@ -168,6 +168,7 @@ def _die_at_the_third_trial() -> None:
     optuna.Study.add_trial = add_or_die
 
 
+@pytest.mark.slow
 def test_a_grid_is_whole_after_a_kill_while_it_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
     Path("s.yaml").write_text(yaml.safe_dump(GRID))
@@ -184,6 +185,7 @@ def test_a_grid_goes_on_with_the_points_that_are_missing(monkeypatch: pytest.Mon
     assert_whole(GRID, 6, [])
 
 
+@pytest.mark.slow
 def test_bayes_goes_beyond_its_random_start(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, f"finish(abs(float(given['{RATE}']) - 0.05))")
     assert search("--trials=16", space={**RANDOM, "method": "bayes"}) == 0
@@ -291,6 +293,7 @@ def test_a_point_that_is_refused_does_not_stand_in_the_way(monkeypatch: pytest.M
     assert len(starts()) == 6
 
 
+@pytest.mark.slow
 def test_what_all_trials_have_in_common_ends_the_search_until_it_is_mended(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,7 +50,7 @@ def labels_of(labels: Any) -> list[Any]:
         raise UserError(
             f"labels: a list or one column of labels is needed, got {type(labels).__name__}; give labels['NAME']"
         )
-    if isinstance(labels, str | bytes | Set | Mapping) or not np.iterable(labels) or getattr(labels, "ndim", 1) == 0:
+    if isinstance(labels, Set | Mapping) or not np.iterable(labels) or getattr(labels, "ndim", 1) == 0:
         raise UserError(f"labels: a list of labels is needed, got {type(labels).__name__}")
     plain = labels.tolist() if isinstance(labels, Tensor) else list(labels)
     return [label.tolist() if isinstance(label, Tensor) else label for label in plain]

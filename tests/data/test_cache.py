@@ -181,7 +181,7 @@ while True:
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
 @pytest.mark.parametrize(
     ("kind", "kills"),
-    [("toy", 4), pytest.param("images", 50 if KILL_ROUNDS else 20, marks=SLOW)]
+    [pytest.param("toy", 4, marks=SLOW), pytest.param("images", 50 if KILL_ROUNDS else 20, marks=SLOW)]
     + ([pytest.param("toy", 50, marks=SLOW)] if KILL_ROUNDS else []),
 )
 def test_killed_at_random_moments_a_cache_is_whole_or_absent(tmp_path: Path, kind: str, kills: int) -> None:

@@ -196,6 +196,7 @@ def test_real_drawings_are_where_they_should_be(data_folder: Path) -> None:
                 assert torch.corrcoef(torch.stack([mean.flatten(), ours.flatten()]))[0, 1] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_lake(data_folder: Path) -> None:
     pools = Omniglot("lake").pools()

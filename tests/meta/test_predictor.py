@@ -354,9 +354,3 @@ def test_inputs_of_any_container(given: Any) -> None:
     module = of_numbers()
     expected = module.predictor(INPUTS, [4.0, 5.0, 6.0])(INPUTS)
     torch.testing.assert_close(module.predictor(given, [4.0, 5.0, 6.0])(given), expected, rtol=0, atol=0)
-
-
-def test_text_is_no_list_of_labels() -> None:
-    module = ProtoNet(MLP(1, [8]), episodes=EpisodeSpec("classification", (1,), 2))
-    with pytest.raises(UserError, match=r"labels: a list of labels is needed, got str"):
-        module.predictor(INPUTS, "abc")

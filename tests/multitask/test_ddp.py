@@ -13,6 +13,8 @@ from torch import Tensor
 from tests.multitask.ddp_driver import MODULES, TASKS, TRAINED, validate
 from tests.ranks import run_driver
 
+pytestmark = pytest.mark.slow  # two ranks of every shipped method are in the default suite
+
 Ranks = list[dict[str, Any]]
 
 
