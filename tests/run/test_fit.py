@@ -29,6 +29,7 @@ from lightning_meta.fitting.quiet import LOGGERS
 from lightning_meta.run import read_checkpoint
 from lightning_meta.tasks import EpisodeSpec
 from lightning_meta.testing import toys
+from tests.meta.test_units import pumps
 from tests.run.test_resume import plain
 from tests.run.toys import ToyData, ToyModule
 from tests.test_cli import write_configs
@@ -596,19 +597,11 @@ class AbsoluteErrorMAML(lm.MAML):
         return AbsoluteError(self.spec.outputs)
 
 
-def flows(file: Path) -> lm.EpisodicDataModule:
-    rows = [f"p{p},{x / 8},{1000 + 100 * (p % 3) + 50 * x / 8}" for p in range(12) for x in range(8)]
-    file.write_text("\n".join(["pump,x,flow", *rows]))
-    source = lm.sources.RegressionTable(file, targets="flow", task_column="pump")
-    sizes: dict[str, Any] = {"meta_batches_per_epoch": 2, "val_tasks": 4, "test_tasks": 4}
-    return lm.EpisodicDataModule(source, shots=3, queries=3, **sizes)
-
-
 @pytest.mark.parametrize("stored", [False, True])
 def test_in_few_shot_regression_the_default_checkpoint_follows_the_metric_of_the_task(
     folder: Path, stored: bool
 ) -> None:
-    data = flows(folder / "flows.csv") if stored else sines(meta_batches_per_epoch=2)
+    data = pumps(folder / "flows.csv") if stored else sines(meta_batches_per_epoch=2)
     run = lm.fit(maml(), data, max_steps=2, **OPTIONS)
     chosen = results_file(run, "config.yaml")["checkpoint"]
     assert (chosen["monitor"], chosen["mode"]) == ("val/mse", "min")
