@@ -97,14 +97,16 @@ def check_groups(optimizers: Sequence[Optimizer], states: Sequence[Mapping[str, 
         states: States of the optimisers in the checkpoint.
 
     Raises:
-        UserError: The number of optimisers, their parameter groups or their class differ.
+        UserError: The number of optimisers, their parameter groups or their class differ, or the states are damaged.
     """
+    if not are_optimizer_states(states):
+        raise UserError(f"optimizer: the states of optimizers in the checkpoint are damaged{ANEW}")
     if len(optimizers) != len(states):
         raise UserError(
             f"optimizer: the checkpoint has {len(states)} optimizers, the module has {len(optimizers)}{ANEW}"
         )
     for optimizer, state in zip(optimizers, states, strict=True):
-        groups, saved = optimizer.param_groups, state.get("param_groups") or []
+        groups, saved = optimizer.param_groups, state["param_groups"]
         if len(groups) != len(saved):
             raise UserError(
                 f"optimizer: the checkpoint has {len(saved)} parameter groups, the module has {len(groups)}{ANEW}"
@@ -122,6 +124,17 @@ def check_groups(optimizers: Sequence[Optimizer], states: Sequence[Mapping[str, 
                 f"optimizer: the checkpoint was written with another class, with {', '.join(others)} and without "
                 f"{', '.join(lacking)} of {type(optimizer).__name__}{ANEW}"
             )
+
+
+def are_optimizer_states(value: Any) -> bool:
+    """Whether a value from a checkpoint is a list of states of optimisers, with their parameter groups."""
+    states = value if isinstance(value, list) else [None]
+    groups = [state.get("param_groups") if isinstance(state, dict) else None for state in states]
+    return all(isinstance(of, list) and all(map(_is_group, of)) for of in groups)
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("params"), list)
 
 
 _OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "swa_lr", "max_momentum", "base_momentum", "param_names"}

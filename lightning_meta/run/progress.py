@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,16 @@ import numpy as np
 import torch
 
 from lightning_meta.errors import UserError, reason_of
+from lightning_meta.resuming import are_optimizer_states
 
 LARGEST = 2**62
 _COUNTERS = ("ready", "started", "processed", "completed", "global_step", "epoch", "rows", "batches_that_stepped")
-_PARTS = {"loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
+_PARTS: dict[str, Callable[[Any], bool]] = {
+    "loops": lambda value: isinstance(value, dict),
+    "callbacks": lambda value: isinstance(value, dict),
+    "optimizer_states": are_optimizer_states,
+    "lr_schedulers": lambda value: isinstance(value, list) and all(isinstance(state, dict) for state in value),
+}
 _OPTIM = str(Path("torch", "optim")) + "/"
 
 
@@ -30,9 +36,8 @@ def check_progress(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> 
     Raises:
         UserError: An entry is invalid.
     """
-    for part, kind in _PARTS.items():
-        value = checkpoint.get(part)
-        if not isinstance(value, kind) or (kind is list and not _are_states(value, part)):
+    for part, is_sound in _PARTS.items():
+        if not is_sound(checkpoint.get(part)):
             raise UserError(
                 f"{path} cannot be resumed: it holds no {part}, or damaged ones; its weights load with "
                 "lightning_meta.load"
@@ -91,15 +96,6 @@ def _restores(frame: traceback.FrameSummary) -> bool:
     if frame.filename.endswith("checkpoint_connector.py"):  # this file also writes checkpoints
         return "restore" in frame.name
     return frame.name == "restore_random_state"
-
-
-def _are_states(value: list[Any], part: str) -> bool:
-    """Whether these are states of optimisers, which have parameter groups, or of schedules."""
-    groups = [state.get("param_groups") if isinstance(state, dict) else None for state in value]
-    if part == "optimizer_states" and not all(isinstance(group, list) for group in groups):
-        return False
-    options = [options for group in groups for options in group or ()]
-    return all(isinstance(state, dict) for state in [*value, *options])
 
 
 def _items(value: Any) -> list[tuple[Any, Any]]:

@@ -194,6 +194,8 @@ STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no loops": lambda s: s.pop("loops"),
     "no optimiser": lambda s: s.pop("optimizer_states"),
     "an optimiser without options": lambda s: s["optimizer_states"][0].pop("param_groups"),
+    "an optimiser without parameters": lambda s: s["optimizer_states"][0]["param_groups"][0].pop("params"),
+    "an optimiser's parameters as a number": lambda s: s["optimizer_states"][0]["param_groups"][0].update(params=1),
     "an optimiser's options as numbers": lambda s: s["optimizer_states"][0].update(param_groups=[1]),
     "a counter that is text": lambda s: s["loops"]["fit_loop"]["epoch_progress"]["total"].update(ready="a"),
     "a counter below zero": lambda s: s["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"].update(ready=-1),
