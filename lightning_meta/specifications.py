@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import real_path
 
@@ -64,8 +66,22 @@ def unknown_parts(spec: Any) -> Iterator[tuple[str, str]]:
             yield ".".join(name for name in reversed(trail) if name != "init_args"), value["instance"][:100]
 
 
+def holds_tensors(spec: Any) -> bool:
+    """Whether a tensor is anywhere in a specification; `describe` puts none there.
+
+    Raises:
+        UserError: It is nested too deeply, is too large, or holds itself.
+    """
+    return any(isinstance(value, Tensor) for _, value in _values(spec))
+
+
 def _mappings(spec: Any) -> Iterator[tuple[Any, Mapping[Any, Any]]]:
     """Every mapping in a specification, from the outside in, with the names that lead to it: `((None, "a"), "b")`."""
+    return ((names, value) for names, value in _values(spec) if isinstance(value, Mapping))
+
+
+def _values(spec: Any) -> Iterator[tuple[Any, Any]]:
+    """Every value in a specification, from the outside in, with the names that lead to it."""
     waiting: list[tuple[Any, Any, int]] = [(None, spec, 0)]
     read = 0
     while waiting:
@@ -73,8 +89,8 @@ def _mappings(spec: Any) -> Iterator[tuple[Any, Mapping[Any, Any]]]:
         if depth > DEEPEST or read > LARGEST:
             bound = f"{DEEPEST} levels deep" if depth > DEEPEST else f"{LARGEST:,} values large"
             raise UserError(f"the description of the object is more than {bound}, or holds itself")
+        yield names, value
         if isinstance(value, Mapping):
-            yield names, value
             children: Iterable[tuple[Any, Any]] = value.items()
         else:
             children = enumerate(value) if isinstance(value, list | tuple) else ()

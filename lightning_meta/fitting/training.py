@@ -35,7 +35,7 @@ from lightning_meta.run.config_file import SaveConfig
 from lightning_meta.run.memory import peak_memory
 from lightning_meta.run.monitors import MonitorCheck
 from lightning_meta.run.naming import Naming, as_argument
-from lightning_meta.run.progress import check_progress, restoring_error
+from lightning_meta.run.progress import check_progress, is_of_schedule, restoring_error
 from lightning_meta.run.record import RunRecord
 from lightning_meta.run.results import BEFORE_RESUME, facts, test_facts, write_report
 from lightning_meta.run.termination import Termination
@@ -192,7 +192,7 @@ class Training:
             if str(error).lstrip().startswith("`val_check_interval`"):  # raised for custom data modules
                 raise UserError(f"{self.say('trainer.val_check_interval')}: {str(error).strip()}") from error
             resumed = trainer.ckpt_path
-            if resumed is None or trainer.global_step > self.record.start:
+            if resumed is None or (trainer.global_step > self.record.start and not is_of_schedule(error)):
                 raise
             if better := weights_error(error, resumed) or restoring_error(error, resumed):
                 raise better from error

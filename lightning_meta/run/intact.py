@@ -15,6 +15,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.reading import check_regular
 from lightning_meta.run.checksums import is_verified, remember, state_of
 from lightning_meta.run.outline import HostileError, RefusedError, check_outline
+from lightning_meta.specifications import holds_tensors
 
 LARGEST_PICKLE = 2**28  # bytes of plain data; tensors are in separate records
 _END = struct.Struct("<4s4H2LH")  # end of a zip archive without a comment
@@ -83,5 +84,10 @@ def check_contents(checkpoint: Any, path: str | PathLike[str]) -> None:
     versions = getattr(weights, "_metadata", {})  # versions of modules by name, which `load_state_dict` reads
     has_versions = isinstance(versions, dict) and all(isinstance(version, dict) for version in versions.values())
     has_names = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
-    if not (has_names and has_versions and (stored is None or isinstance(stored, dict))):
+    if not (has_names and has_versions and (stored is None or _is_description(stored))):
         raise UserError(f"{path} is not a checkpoint of lightning_meta, or is damaged")
+
+
+def _is_description(stored: Any) -> bool:
+    """Whether an entry `lightning_meta` is plain data; its arguments are checked where they are used."""
+    return isinstance(stored, dict) and not holds_tensors(stored) and isinstance(stored.get("init_args", {}), dict)

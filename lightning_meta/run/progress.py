@@ -24,6 +24,7 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "lr_schedulers": lambda value: isinstance(value, list) and all(isinstance(state, dict) for state in value),
 }
 _OPTIM = str(Path("torch", "optim")) + "/"
+_SCHEDULES = _OPTIM + "lr_scheduler"
 
 
 def check_progress(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> None:
@@ -90,6 +91,12 @@ def restoring_error(error: BaseException, path: str | PathLike[str] | None) -> U
         f"{path} cannot be resumed: what it holds does not fit this run ({type(error).__name__}: {reason}); load its "
         f"weights with lightning_meta.load, or resume the run it belongs to"
     )
+
+
+def is_of_schedule(error: BaseException) -> bool:
+    """Whether torch's own schedule of learning rates failed, which uses its restored state only after a step."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and _SCHEDULES in frames[-1].filename
 
 
 def _restores(frame: traceback.FrameSummary) -> bool:
