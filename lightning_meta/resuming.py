@@ -134,7 +134,8 @@ def are_optimizer_states(value: Any) -> bool:
 
 
 def _is_group(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("params"), list)
+    named = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+    return named and isinstance(value.get("params"), list)
 
 
 _OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "swa_lr", "max_momentum", "base_momentum", "param_names"}

@@ -28,6 +28,8 @@ def as_input(x: Tensor, dtype: torch.dtype, leading: int = 1) -> Tensor:
         dtype: Dtype of the network's parameters.
         leading: Number of dimensions before those of one input.
     """
+    if x.dtype == dtype:
+        return x
     if x.dtype == torch.uint8 and x.dim() - leading == IMAGE_DIMS:
         return x.to(dtype) / 255
     if x.is_complex():

@@ -16,6 +16,7 @@ from lightning_meta.tasks.regression import Regression
 
 _FEW = 3
 """Most tasks whose mean losses are computed one by one: more take less time in one tensor."""
+_mse_loss = torch.ops.aten.mse_loss.default  # `F.mse_loss` of equal shapes; its checks take longer than a small batch
 _Standards = tuple[Tensor, Tensor]  # μ and σ
 _Named = list[tuple[str, torch.dtype]]  # names of tasks and their targets' dtypes
 
@@ -64,6 +65,7 @@ class LossesTogether:
         self._standards: dict[Hashable, tuple[dict[str, int], _Standards]] = {}
         # By group of tasks, of its last batch: the standards of every row, and the places of the tasks in `_standards`.
         self._of_rows: dict[Hashable, tuple[list[int], _Standards]] = {}
+        self._of_tasks: dict[Hashable, _Standards] = {}  # by task, dtype and device
         self._places: dict[Hashable, tuple[list[str], Tensor]] = {}
         self._grouped: tuple[_Named, list[list[str]]] = ([], [])  # the groups of the last call, and what they are of
 
@@ -87,12 +89,23 @@ class LossesTogether:
             of_outputs, of_targets = [outputs[n] for n in names], [targets[n] for n in names]
             task, counts = self.tasks[names[0]], [y.shape[0] for y in of_outputs]
             if 1 < len(names) <= _FEW and type(task) is Regression and min(counts):
-                of_outputs = [at_least_float32(y) for y in of_outputs]
-                y = self._standardised(names, counts, of_targets, task.outputs, of_outputs[0].dtype).split(counts)
-                means.append((names, torch.stack([F.mse_loss(*pair) for pair in zip(of_outputs, y, strict=True)])))
+                of_each = zip(names, of_outputs, of_targets, strict=True)
+                means.append((names, torch.stack([self._mean_of(*of_one) for of_one in of_each])))
             else:
                 means.append((names, self._of(names, of_outputs, of_targets).means()))
         return means
+
+    def _mean_of(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of one regression, `()`."""
+        outputs, targets = at_least_float32(outputs), at_least_float32(targets)
+        key = (name, targets.dtype, targets.device)
+        if key not in self._of_tasks:
+            with torch.inference_mode(False):  # kept from a validation for the training steps that follow
+                numbers, (means, scales) = self._standards_of(targets, outputs.shape[1])
+                self._of_tasks[key] = means[numbers[name]], scales[numbers[name]]
+        mean, scale = self._of_tasks[key]
+        loss: Tensor = _mse_loss(outputs, ((targets - mean) / scale).to(outputs.dtype))
+        return loss
 
     def _groups(self, dtypes: _Named) -> list[list[str]]:
         """Group the names of tasks by kind, given their targets' dtypes."""

@@ -209,6 +209,7 @@ STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "an optimiser without options": lambda s: s["optimizer_states"][0].pop("param_groups"),
     "an optimiser without parameters": lambda s: s["optimizer_states"][0]["param_groups"][0].pop("params"),
     "an optimiser's parameters as a number": lambda s: s["optimizer_states"][0]["param_groups"][0].update(params=1),
+    "an optimiser's option without a name": lambda s: s["optimizer_states"][0]["param_groups"][0].update({None: 1}),
     "an optimiser's options as numbers": lambda s: s["optimizer_states"][0].update(param_groups=[1]),
     "a counter that is text": lambda s: s["loops"]["fit_loop"]["epoch_progress"]["total"].update(ready="a"),
     "a counter below zero": lambda s: s["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"].update(ready=-1),
