@@ -23,6 +23,7 @@ from lightning_meta.reading import check_regular
 from lightning_meta.rehearsal import rehearsal
 from lightning_meta.resuming import ANEW, first_weights_of
 from lightning_meta.run.checkpoint_io import read_checkpoint
+from lightning_meta.run.record import KEY as RECORD
 from lightning_meta.specifications import class_paths, unknown_parts
 
 KEY = "lightning_meta"
@@ -106,6 +107,8 @@ def load(
     module.to(device).eval()
     if take_state := getattr(module, "take_state", None):  # of modules of this package
         take_state(spec)
+    if hasattr(module, "run_record"):
+        module.run_record = checkpoint.get(RECORD)
     frozen = set(spec.get("frozen_weights") or ())
     for name, parameter in module.named_parameters():
         if name in frozen:

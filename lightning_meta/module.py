@@ -45,7 +45,8 @@ Graph = Literal["off", "auto", False]  # YAML reads `off` as False
 # Attributes that may change between steps without changing what a step computes; see `step_key`.
 _NOT_OF_A_STEP = (frozenset(vars(LightningModule())) - {"training"}) | {
     *("calls", "collected", "statistics"),  # of `TaskBatchNorm`, within a pass
-    *("_graphs", "_init_args", "_loss_watch", "_progress_reads", "_stored_groups", "test_report"),
+    *("_graphs", "_init_args", "_loss_watch", "_progress_reads", "_stored_groups"),
+    *("run_record", "test_report"),
     *("_needs_exact_derivatives", "_plan_of_tensors", "_sequences"),  # caches of `nn.stateless`
 }
 _PLAIN = (str, int, bool, type(None))
@@ -151,6 +152,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         self.backbone_lr_factor, self.backbone_weights = backbone_lr_factor, backbone_weights
         self._built = False
         self._stored_groups: list[dict[str, Any]] | None = None  # optimiser states of the checkpoint to resume from
+        self.run_record: Any = None  # of the run whose checkpoint the module was loaded from; None after more training
         self._loss_watch = LossWatch()
         self._progress_reads = 0
         self._states_before_reset: Any = None
@@ -359,6 +361,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             UserError: The run to resume has a different optimiser, or checkpoints of the module could not be loaded.
         """
         self._check_description()
+        self.run_record = None
         self._loss_watch = LossWatch()  # drop the losses of a previous, interrupted fit
         if self._stored_groups is not None:
             check_groups(self.trainer.optimizers, self._stored_groups)

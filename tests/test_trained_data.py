@@ -10,6 +10,8 @@ import pytest
 import lightning_meta as lm
 from lightning_meta.cli import main
 from lightning_meta.fitting.trained_data import warn_of_other_training_data
+from lightning_meta.run.checkpoint_io import read_checkpoint
+from lightning_meta.run.record import KEY
 
 OPTIONS: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "max_steps": 2}
 WARNING = "data: the examples, or their division into splits, have changed since the model was trained: "
@@ -84,17 +86,31 @@ def test_a_calibration_on_classes_of_training_is_named(capsys: pytest.CaptureFix
     assert said(run, capsys, "--calibrate=0.9", "--tasks=40", "--data.source.seed=3").count(WARNING) == 1
 
 
+def test_evaluate_names_them_too(caplog: pytest.LogCaptureFixture) -> None:
+    module, other = lm.load(trained()), pumps()
+    assert isinstance(other.source, lm.sources.RegressionTable)
+    lm.evaluate(module, pumps(), shots=[2, 3], accelerator="cpu")
+    assert WARNING not in caplog.text
+    other.source.seed = 3
+    lm.evaluate(module, other, shots=[2, 3], accelerator="cpu")
+    assert caplog.text.count(WARNING) == 1
+    caplog.clear()
+    lm.fit(module, pumps(), name="more", **OPTIONS)
+    lm.evaluate(module, other, accelerator="cpu")
+    assert WARNING not in caplog.text  # what it was trained on is no longer known
+
+
 class Mine(lm.sources.RegressionTable):
     """Another source."""
 
 
 def test_data_of_another_source_were_chosen_on_purpose(caplog: pytest.LogCaptureFixture) -> None:
-    checkpoint = trained() / "checkpoints" / "best.ckpt"
+    record = read_checkpoint(trained() / "checkpoints" / "best.ckpt")[KEY]
     for source, warns in ((Mine, False), (lm.sources.RegressionTable, True)):
         data = pumps(source)
         data.source.seed = 3  # type: ignore[union-attr]
         data.prepare_data()
         data.setup("test")
         caplog.clear()
-        warn_of_other_training_data(checkpoint, data)
+        warn_of_other_training_data(record, data)
         assert (WARNING in caplog.text) == warns

@@ -84,7 +84,7 @@ def test(args: Sequence[str]) -> None:
         assert run is not None
         _calibrate(config, trainer, module, objects["data"], run)
         if trainer.is_global_zero:
-            warn_of_other_training_data(checkpoint, objects["data"])
+            warn_of_other_training_data(getattr(module, "run_record", None), objects["data"])
         return
     logger = RunLogger(run if run else Path("runs"), "tests")
     evaluations: list[Evaluation] = []
@@ -97,7 +97,7 @@ def test(args: Sequence[str]) -> None:
             trainer.test(module, datamodule=objects["data"], verbose=False)
     if not trainer.is_global_zero:
         return
-    warn_of_other_training_data(checkpoint, objects["data"])
+    warn_of_other_training_data(getattr(module, "run_record", None), objects["data"])
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
     with replacing(logger.directory / "config.yaml") as file:
         file.write(parser.dump(config, skip_unset=False))

@@ -18,6 +18,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import quiet_trainer
 from lightning_meta.fitting.conversion import keeping_weights
 from lightning_meta.fitting.quiet import quiet_lightning
+from lightning_meta.fitting.trained_data import warn_of_other_training_data
 from lightning_meta.meta import MetaModule
 from lightning_meta.report.figures import Point
 from lightning_meta.run.naming import naming_arguments
@@ -77,9 +78,9 @@ def evaluate(
     """Test a meta-learner for every combination of ways and shots.
 
     The tasks of one combination are those that `data` draws with these `test_ways` and `test_shots`, so they are the
-    same in every run. The weights of the module do not change, and no file is written. A module that was never fitted
-    is tested as a copy, with a new head for each number of ways if its method has one. It can still be trained with
-    any ways and shots afterwards::
+    same in every run. The weights of the module do not change, and no file is written. If a loaded module was trained
+    on other examples of the same source, a warning says so. A module that was never fitted is tested as a copy, with a
+    new head for each number of ways if its method has one. It can still be trained with any ways and shots afterwards::
 
         model = lm.load("runs/protonet_glyphs/0")
         data = lm.EpisodicDataModule(lm.sources.Glyphs(), queries=5)
@@ -107,7 +108,10 @@ def evaluate(
         instance("module", module, MetaModule)
         instance("data", data, EpisodicDataModule)
         runner = quiet_trainer(trainer)
-        return evaluate_by(runner, module, data, ways=ways, shots=shots, queries=queries, tasks=tasks)
+        results = evaluate_by(runner, module, data, ways=ways, shots=shots, queries=queries, tasks=tasks)
+    if runner.is_global_zero:
+        warn_of_other_training_data(module.run_record, data)
+    return results
 
 
 def evaluate_by(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -12,23 +11,20 @@ from lightning.pytorch import LightningDataModule
 from lightning_meta.data.module import SourceDataModule
 from lightning_meta.import_paths import public_path
 from lightning_meta.resuming import same_class
-from lightning_meta.run.checkpoint_io import read_checkpoint
-from lightning_meta.run.record import KEY
 
 _log = logging.getLogger(__name__)
 
 
-def warn_of_other_training_data(checkpoint: Path, data: LightningDataModule) -> None:
-    """Warn if the training split of the same source is not the one that the run of a checkpoint was trained on.
+def warn_of_other_training_data(record: Any, data: LightningDataModule) -> None:
+    """Warn if the training split of the same source is not the one that a module was trained on.
 
     Inputs are then scaled differently, and test tasks or rows may have been trained on. Data of another source were
     chosen on purpose, so there is no warning. The hash of a training split does not depend on ways and shots.
 
     Args:
-        checkpoint: The checkpoint file.
+        record: The record of the run in a checkpoint; see `run.record`. None gives no warning.
         data: The data module of the test, after its setup.
     """
-    record = read_checkpoint(checkpoint).get(KEY)
     before = _at(record, "examples", "train")
     trained_on = _at(record, "options", "data", "init_args", "source")
     source = _at(trained_on, "class_path") or _at(trained_on, "instance")
