@@ -9,6 +9,7 @@ import pytest
 
 import lightning_meta as lm
 from lightning_meta.cli import main
+from lightning_meta.errors import UserError
 from lightning_meta.fitting.trained_data import warn_of_other_training_data
 from lightning_meta.run.checkpoint_io import read_checkpoint
 from lightning_meta.run.record import KEY
@@ -62,19 +63,23 @@ def test_other_shots_queries_and_tasks_and_a_file_that_has_moved_are_not(capsys:
 
 
 def test_a_table_of_several_tasks_that_has_changed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [f"{x},{x % 7},{2 * x + x % 7},{x % 5}" for x in range(60)]
+    lines = [f"{x},{x % 7},{2 * x + x % 7},{x // 3 % 2}" for x in range(60)]
     Path("rows.csv").write_text("\n".join(["a,b,first,second", *lines]))
-    data = lm.MultiTaskDataModule(
-        lm.sources.Table("rows.csv", targets={"first": "regression", "second": "regression"}), batch_size=8
-    )
+    targets: dict[str, Any] = {"first": "regression", "second": "binary"}
+    data = lm.MultiTaskDataModule(lm.sources.Table("rows.csv", targets=targets), batch_size=8)
     run = lm.fit(lm.MultiHead(lm.nn.MLP(2, [8])), data, name="rows", **OPTIONS).directory
     assert run is not None
     assert WARNING not in said(run, capsys)
     Path("rows.csv").write_text("\n".join(["a,b,first,second", *lines, *lines[:20]]))
     assert said(run, capsys).count(WARNING) == 1
+    grown = lm.MultiTaskDataModule(lm.sources.Table("rows.csv", targets=targets), batch_size=8)
+    with pytest.raises(UserError, match="or is divided in another way"):
+        lm.calibrate_table(lm.load(run), grown, accelerator="cpu")
 
 
-def test_a_calibration_on_classes_of_training_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_calibration_on_classes_of_training_is_named(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     lines = [f"{ord(name) + x / 8},{x % 3},{name}" for name in "abcdefghijklmnopqrst" for x in range(8)]
     Path("kinds.csv").write_text("\n".join(["u,v,kind", *lines]))
     source = lm.sources.LabelledTable("kinds.csv", label="kind")
@@ -82,6 +87,16 @@ def test_a_calibration_on_classes_of_training_is_named(capsys: pytest.CaptureFix
     data = lm.EpisodicDataModule(source, ways=2, shots=2, queries=3, **sizes)
     run = lm.fit(lm.ProtoNet(lm.nn.MLP(2, [8])), data, name="kinds", **OPTIONS).directory
     assert run is not None
+    for seed, warnings in ((source.seed, 0), (3, 1)):
+        division = lm.sources.LabelledTable("kinds.csv", label="kind", seed=seed)
+        caplog.clear()
+        lm.calibrate(
+            lm.load(run),
+            lm.EpisodicDataModule(division, ways=2, shots=2, queries=3, **sizes),
+            tasks=40,
+            accelerator="cpu",
+        )
+        assert caplog.text.count(WARNING) == warnings
     assert WARNING not in said(run, capsys, "--calibrate=0.9", "--tasks=40")
     assert said(run, capsys, "--calibrate=0.9", "--tasks=40", "--data.source.seed=3").count(WARNING) == 1
 

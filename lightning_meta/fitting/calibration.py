@@ -17,6 +17,7 @@ from lightning_meta.fitting.checks import quiet_trainer
 from lightning_meta.fitting.conversion import keeping_weights
 from lightning_meta.fitting.evaluation import own_names
 from lightning_meta.fitting.quiet import quiet_lightning
+from lightning_meta.fitting.trained_data import warn_of_other_training_data
 from lightning_meta.meta import MetaModule
 from lightning_meta.meta.calibration import Calibration, TaskLogits
 from lightning_meta.meta.scores import TaskScores
@@ -84,9 +85,12 @@ def calibrate(
         instance("module", module, MetaModule)
         instance("data", data, EpisodicDataModule)
         runner = quiet_trainer(trainer)
-        return calibrate_by(
+        calibrated = calibrate_by(
             runner, module, data, coverage=coverage, ways=ways, shots=shots, queries=queries, tasks=tasks
         )
+    if runner.is_global_zero:
+        warn_of_other_training_data(module.run_record, data)
+    return calibrated
 
 
 def calibrate_by(
