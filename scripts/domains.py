@@ -42,7 +42,9 @@ def arguments(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="+", type=Path, metavar="METHOD.py", help="files with build(domain)")
     names = ", ".join(domain.name for domain in DOMAINS)
-    parser.add_argument("--only", nargs="+", default=[], metavar="DOMAIN", help=f"some of {names}; by default all")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="DOMAIN", help=f"some of {names}; by default all"
+    )
     parser.add_argument("--steps", type=int, help="training steps in each domain, at most those of the method's file")
     parser.add_argument("--hours", type=float, default=math.inf, help="stop after so long; the same command resumes")
     parser.add_argument("--seed", type=int, default=1, help="of weights and training tasks; test tasks are fixed")

@@ -42,7 +42,9 @@ def arguments(args: Sequence[str] | None) -> argparse.Namespace:
     """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", required=True, choices=TABLES, help="table of the rows")
-    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="rows by name; by default all")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="ROW", help="rows by name; by default all"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds per row, from 1; a verdict needs 3")
     parser.add_argument("--hours", type=float, default=math.inf, help="time limit in hours; by default none")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="device; by default a GPU if available")

@@ -46,7 +46,9 @@ def make_parser() -> ArgumentParser:
         metavar="RUN",
         help="A run directory (runs/multi_head/0), or a folder of versions for all of them (runs/multi_head).",
     )
-    parser.add_argument("--baseline", nargs="+", required=True, metavar="RUN", help="The runs to compare with.")
+    parser.add_argument(
+        "--baseline", nargs="+", action="extend", required=True, metavar="RUN", help="The runs to compare with."
+    )
     parser.add_argument("--out", default="report", help="Folder of the report.")
     add_overwrite(parser)
     parser.add_argument("--wandb_project", type=str | None, help="Log the report to this W&B project as well.")

@@ -45,6 +45,7 @@ def make_parser() -> Parser:
         "--keep",
         type=str,
         nargs="+",
+        action="extend",
         metavar="COLUMN",
         help="Columns of --table, such as IDs, to copy into the predictions, before the predicted columns.",
     )
@@ -74,6 +75,7 @@ def make_parser() -> Parser:
         "--query",
         type=str,
         nargs="+",
+        action="extend",
         help="Images to label: files, or folders with all that is below them; hidden ones are skipped.",
     )
     parser.add_argument("--out", type=str, default="predictions.csv", help="The table: a row for each image or row.")

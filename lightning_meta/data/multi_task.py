@@ -149,7 +149,8 @@ class MultiTaskDataModule(SourceDataModule):
                 f"{option}: these tasks share inputs, and a batch holds every task of its inputs; leave it out"
             )
         train = sets["train"]
-        fitted = {name: _fitted(name, task, train.targets[name]) for name, task in tasks.items()}
+        counting = train.weighing_targets
+        fitted = {name: _fitted(name, task, counting[name]) for name, task in tasks.items()}
         if self.trainer is None or self.trainer.is_global_zero:
             say_metrics(tasks, fitted)
             say_few_rows(sets)
@@ -367,7 +368,7 @@ def say_few_rows(sets: Mapping[Split, TaskSet]) -> None:
 
 def say_single_values(train: TaskSet) -> None:
     """Warn of tasks with a single label or number in training, in one line."""
-    alike = [name for name in train.names if bool((train.targets[name] == train.targets[name][:1]).all())]
+    alike = [name for name, of_task in train.weighing_targets.items() if bool((of_task == of_task[:1]).all())]
     if alike:
         _log.warning(
             "targets: %d of %d tasks have a single label or number in training, so there is nothing to learn (%s); "

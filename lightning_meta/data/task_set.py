@@ -110,6 +110,13 @@ class TaskSet:
         return {name: len(rows) for name, rows in self.rows.items()}
 
     @property
+    def weighing_targets(self) -> dict[str, Tensor]:
+        """Targets of each task with a weight above 0: those that statistics are computed from."""
+        if self.weights is None:
+            return self.targets
+        return {name: y[self.weights[name].to(y.device) > 0] for name, y in self.targets.items()}
+
+    @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one input of each task."""
         inputs = self.inputs

@@ -125,9 +125,14 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
         rows = X[~held]
         self.mean_, self.scale_ = np.zeros(X.shape[1]), np.ones(X.shape[1])
         if self.standardise:
-            self.mean_, scale = rows.mean(0), rows.std(0)
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.mean_, scale = rows.mean(0), rows.std(0)
+                differ = np.ptp(rows, 0) > 0
+            if (wrong := differ & ~((scale > 0) & np.isfinite(scale))).any():  # squares over- or underflow in float64
+                extent = "widely" if np.isnan(scale[wrong]).any() or scale[wrong].max() > 1 else "little"
+                raise UserError(f"X: column {wrong.argmax()} varies too {extent} to be scaled; give it in another unit")
             # Training rows do not tell what other values of a constant column mean. Its std may be a rounding error.
-            self.scale_ = np.where((np.ptp(rows, 0) > 0) & (scale > 0), scale, np.inf)
+            self.scale_ = np.where(differ, scale, np.inf)
         inputs = torch.from_numpy(((X - self.mean_) / self.scale_).astype(np.float32))
         if not torch.isfinite(inputs).all():
             raise UserError("X: a column spreads wider than float32 holds; scale it")

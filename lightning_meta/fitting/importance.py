@@ -76,11 +76,12 @@ def permutation_importance(
 
     $$I_{t,j} = \frac{1}{R} \sum_r L_t(\pi_r^j x) - L_t(x)$$
 
-    Here $L_t$ is the mean test loss of task t, x are the test inputs, and $\pi_r^j$ permutes column j with permutation
-    r of R, among the rows that have a label of the task. All inputs of a column are permuted together: its one-hot
-    inputs and its indicator of missing values. A column that is correlated with others may have a small importance,
-    since the model still has the others (Breiman, Random Forests, Machine Learning 45, 2001, section 10). The result
-    is that of `sklearn.inspection.permutation_importance`, on these rows and with the negative loss as the score. ::
+    Here $L_t$ is the mean test loss of task t, in which the weights of rows count, x are the test inputs, and $\pi_r^j$
+    permutes column j with permutation r of R, among the rows that have a label of the task. All inputs of a column are
+    permuted together: its one-hot inputs and its indicator of missing values. A column that is correlated with others
+    may have a small importance, since the model still has the others (Breiman, Random Forests, Machine Learning 45,
+    2001, section 10). The result is that of `sklearn.inspection.permutation_importance`, on these rows, with the
+    negative loss as the score and the weights as `sample_weight`. ::
 
         model = lm.load("runs/houses/0")
         lm.permutation_importance(model, data, out="runs/houses/0")
@@ -165,12 +166,12 @@ def _parts(test: TaskSet, x: Tensor) -> list[_Part]:
 
 
 def _losses(module: MultiTaskModule, x: Tensor, test: TaskSet, part: _Part, batch_size: int) -> dict[str, float]:
-    """The mean loss of each task of a part."""
-    outputs = outputs_of(module, Rows(x, part.rows, []), batch_size)
-    return {
-        name: float(module.spec.tasks[name].losses(y, test.targets[name].to(y.device)).double().mean())
-        for name, y in outputs.items()
-    }
+    """The mean weighted loss of each task of a part."""
+    means = {}
+    for name, y in outputs_of(module, Rows(x, part.rows, []), batch_size).items():
+        losses = module.spec.tasks[name].losses(y, test.targets[name].to(y.device)).double()
+        means[name] = float((losses if test.weights is None else losses * test.weights[name].to(y.device)).mean())
+    return means
 
 
 def _write(folder: Path, importances: Sequence[Importance]) -> None:

@@ -117,7 +117,8 @@ class Table(TaskSource):
         leave_out: Names of columns that are not features, such as other targets, names and notes.
         weights: Name of a column with the weights of rows, at least 0, which is then not a feature. They multiply the
             losses of rows in training, validation and test; metrics are not weighted. They are scaled so that their
-            mean over the training rows of each task is 1.
+            mean over the training rows of each task is 1. From training rows with the weight 0 nothing is learned:
+            neither the scales of columns and targets, nor texts, class shares and the default metric.
         scaling: How numbers are scaled: `standard`; or with the quantiles of the training rows to a normal distribution
             (`quantile_normal`) or to a uniform one from 0 to 1 (`quantile_uniform`), for columns with long tails, as
             with `QuantileTransformer` of scikit-learn without subsampling.
@@ -250,6 +251,13 @@ class Table(TaskSource):
         """Names of the D inputs, each a column, `column=text`, or `column is missing`."""
         return self._spec.inputs
 
+    def _weighing(self, train: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The training rows with a weight above 0; all of them if none has one, which the data module refuses."""
+        if self.weights is None:
+            return train
+        weighing = train & (row_weights(self._columns[self.weights].complete()) > 0).numpy()
+        return weighing if weighing.any() else train
+
     @cached_property
     def _stored(self) -> _Stored | None:
         """A large table, from the cache; None if the file is small or a subclass may read it in another way."""
@@ -298,7 +306,7 @@ class Table(TaskSource):
             raise UserError(f"{self.path}: there is no training row among {len(train)}; change the division")
         features = learn_features(
             self._feature_columns,
-            train,
+            self._weighing(train),
             self.categorical,
             self.max_categories,
             self.missing_indicators,

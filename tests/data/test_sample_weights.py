@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from torch import Tensor
 
 import lightning_meta as lm
 from lightning_meta.batches import Split, TaskBatch
+from lightning_meta.describing import describe
 from lightning_meta.functional.linear_models import Labelled, linear_models
-from lightning_meta.sources import Table
+from lightning_meta.sources import Table, Target
 
 ROWS = 120
 
@@ -156,3 +158,27 @@ def test_a_task_whose_training_rows_all_weigh_0_is_refused(path: Path) -> None:
     data = lm.MultiTaskDataModule(source, tasks=others)
     data.setup("fit")
     assert data.sets["train"].names == others
+
+
+def test_training_rows_of_weight_0_teach_nothing(tmp_path: Path) -> None:
+    """What is learned from a table is the same without these rows: scales, texts, shares and the default metric."""
+    random = np.random.default_rng(0)
+    splits = ["train"] * 60 + ["val"] * 20 + ["test"] * 20
+    good = [
+        (f"{random.normal():.4f},{'uv'[i % 2]},{random.normal():.4f},{i % 2},1", split)
+        for i, split in enumerate(splits)
+    ]
+    bad = [(f"-9999,w,{1e5 + i},0,0", "train") for i in range(300)]
+    learned = []
+    for name, rows in (("with", [*good[:50], *bad, *good[50:]]), ("without", good)):
+        file = tmp_path / f"{name}.csv"
+        file.write_text("\n".join(["a,kind,number,label,weight,split", *(f"{row},{split}" for row, split in rows)]))
+        targets: dict[str, Any] = {"number": "regression", "label": Target("binary", class_weight="balanced")}
+        spec = set_up(Table(file, targets, weights="weight", split_column="split")).spec
+        assert spec is not None
+        assert spec.table is not None
+        assert (
+            spec.tasks["label"].selection == "accuracy"
+        )  # a twelfth of all labels is yes, and half of those that count
+        learned.append(describe([spec.tasks, spec.table]))
+    assert learned[0] == learned[1]

@@ -173,3 +173,12 @@ def test_an_accelerator_that_is_not_there(accelerator: str) -> None:
     if accelerator == "gpu" and torch.backends.mps.is_available():
         pytest.skip("there is a GPU")
     check("^accelerator: torch finds no (cuda|GPU) here", MAKE["numbers"](accelerator=accelerator).fit, X, NUMBERS)
+
+
+@pytest.mark.parametrize(("factor", "extent"), [(1e155, "widely"), (1e200, "widely"), (1e-170, "little")])
+def test_columns_whose_variance_is_beyond_float64(factor: float, extent: str) -> None:
+    wide = X * [1, factor, 1, 1]
+    check(
+        f"^X: column 1 varies too {extent} to be scaled; give it in another unit", MAKE["numbers"]().fit, wide, NUMBERS
+    )
+    MAKE["numbers"]().fit(X * [1, 1e150 if factor > 1 else 1e-150, 1, 1], NUMBERS)

@@ -30,6 +30,7 @@ def made(folder: Path, **options: Any) -> tuple[lm.MultiHead, lm.MultiTaskDataMo
             "y": 2 * a + b,
             "z": "" if i % 5 == 0 else int(b > 0),
             "town": "uv"[i % 2],
+            "weight": 0 if b < 0 else abs(a),
         }
         for i, (a, b) in enumerate(rng.normal(size=(150, 2)).tolist())
     ]
@@ -109,6 +110,27 @@ def test_all_inputs_of_a_column_are_permuted_together_and_the_figures_written(tm
     assert [float(row["loss_increase"]) for row in written] == [f.mean for f in importances]
     assert float(written[0]["standard_deviation"]) == pytest.approx(np.std(importances[0].increases))
     assert (tmp_path / "importance.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_count_by_their_weight(tmp_path: Path) -> None:
+    module, data = made(tmp_path, **TWO, weights="weight")
+    test = data.sets["test"]
+    assert isinstance(test.inputs, Tensor)
+    assert test.weights is not None
+
+    def weighted(task: str, x: Tensor) -> float:
+        y, weights = test.targets[task], test.weights[task].double()  # type: ignore[index]
+        losses = [loss_of(module, task, x[i : i + 1], y[i : i + 1]) for i in range(len(y))]
+        return float((weights * torch.tensor(losses).double()).mean())
+
+    for found in lm.permutation_importance(module, data, repeats=1, seed=1):
+        if found.column == "a":
+            rows = test.rows[found.task]
+            draw, x = key(1, name_key("a"), 0, name_key(found.task)), test.inputs[rows].clone()
+            x[:, 0] = x[choose(draw, len(rows), len(rows)), 0]
+            wanted = weighted(found.task, x) - weighted(found.task, test.inputs[rows])
+            assert found.mean == pytest.approx(wanted, abs=1e-5)
+            assert abs(wanted) > 1e-3
 
 
 def test_rows_of_a_task_keep_to_it(tmp_path: Path) -> None:

@@ -442,7 +442,7 @@ def test_predictions_are_written_as_the_table_is_and_keep_its_ids(
     source = table(with_commas(tmp_path / "houses.csv", old), delimiter=";", decimal=",")
     run = fit(source, METHODS["MultiHead"], epochs=1)
     file, options = with_commas(tmp_path / "new.csv", new), ["--ckpt_path", str(run), "--table", "new.csv"]
-    assert main(["predict", *options, "--keep", "id", "town"]) == 0
+    assert main(["predict", *options, "--keep", "id", "--keep", "town"]) == 0
     with Path("predictions.csv").open(newline="", encoding="utf-8") as of:
         header, *written = csv.reader(of, delimiter=";")
     assert header[:4] == ["row", "id", "town", "price [kEUR]"]

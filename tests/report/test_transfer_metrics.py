@@ -267,6 +267,30 @@ def test_means_over_different_metrics_are_in_comparable_units(tmp_path: Path) ->
     assert not any("half-width" in note or "corrected for" in note for note in report.notes)
 
 
+def test_the_gap_is_named_by_the_better_direction(tmp_path: Path) -> None:
+    """Above 0, training is better: train − val for a score, val − train for an error."""
+    named = {
+        ("higher",): "mean gap train − val",
+        ("lower",): "mean gap val − train",
+        ("lower", "higher"): "mean training better",
+    }
+    for ends, name in named.items():
+        folder = tmp_path / "-".join(ends)
+        for method in ("alone", "together"):
+            tasks = {
+                f"task{i}": Simulated(np.full(10, 0.5), metric="mine", train=0.4, val=0.6) for i in range(len(ends))
+            }
+            run = write_run(folder / method / "0", tasks)
+            lines = (run / "per_task.csv").read_text().splitlines()
+            lines = [f"{line},{end}" for line, end in zip(lines, ["better", *ends], strict=True)]
+            (run / "per_task.csv").write_text("\n".join([*lines, ""]))
+        report, text = compare([folder / "together"], [folder / "alone"]), io.StringIO()
+        assert report.methods[0].tasks[0].gap == pytest.approx(-0.2 if ends[0] == "higher" else 0.2)
+        print_report(report, Console(file=text, width=140))
+        assert name in text.getvalue()
+        assert ("gap" in text.getvalue()) == (len(ends) == 1)
+
+
 @pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize(
     ("known", "before", "expected"),

@@ -119,6 +119,14 @@ def one_unit(tasks: Sequence[TaskTransfer]) -> bool:
     return len({task.metric for task in tasks}) <= 1 and all(task.better == "higher" for task in tasks)
 
 
+def gap_of(tasks: Sequence[TaskTransfer], validation: str = "validation") -> str:
+    """Name the difference that is above 0 if the metric is better in training: train − validation, or its opposite."""
+    of_scores = {task.better == "higher" for task in tasks}
+    if len(of_scores) > 1:
+        return "training better by"
+    return f"gap train − {validation}" if of_scores == {True} else f"gap {validation} − train"
+
+
 def _comparable(method: Method, against: Method, names: Sequence[str], field: str = "test") -> np.ndarray:
     """Test metrics `(S, T)` in comparable units, higher is better."""
     values = method.per_seed(names, field)

@@ -18,6 +18,7 @@ from lightning_meta.report.transfer.results import (
     MethodTransfer,
     TaskTransfer,
     TransferReport,
+    gap_of,
 )
 
 PIPED_WIDTH = 140
@@ -81,7 +82,7 @@ def _print_tasks(
         "method",
         "Δ ↑",
         "95 % interval",
-        *([] if narrow else ["gap\ntrain − val"]),
+        *([] if narrow else [gap_of(method.tasks, "val").replace(" ", "\n", 1)]),
     ):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=narrow)
@@ -164,7 +165,7 @@ def _over_all(method: MethodTransfer) -> dict[str, str]:
         "worst Δ": (change_text if metric else _amount)(worst.metric, worst.delta),  # with its unit if metrics differ
         "of the task": printable(method.worst),
         "mean rank ↓": f"{method.mean_rank:.2f}",
-        "mean gap train − val": change_text(metric, method.mean_gap),
+        f"mean {gap_of(method.tasks, 'val')}": change_text(metric, method.mean_gap),
         "dominating tasks": ", ".join(map(printable, method.dominating)) or "none",
     }
 

@@ -27,6 +27,7 @@ from lightning_meta.report.transfer.results import (
     TaskTransfer,
     TransferReport,
     Verdict,
+    gap_of,
 )
 from lightning_meta.report.transfer.table import printable, unit
 from lightning_meta.run.files import replacing
@@ -158,7 +159,7 @@ def draw_forest(report: TransferReport, file: Path) -> None:
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
 def draw_gap(report: TransferReport, file: Path) -> None:
-    """Draw the gap train − validation of every task against its number of training examples, in a panel per metric."""
+    """Draw the generalisation gap of every task against its number of training examples, in a panel per metric."""
     metrics = _metrics(report)
     figure = Figure((6.4, 4.4 * len(metrics)), layout="constrained")
     names = [printable(name) for name in (report.baseline, *(method.method for method in report.methods))]
@@ -188,7 +189,7 @@ def _draw_gaps(axes: Axes, report: TransferReport, metric: str) -> list[Line2D]:
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("training examples of the task")
-    axes.set_ylabel(f"gap train − validation,\n{unit({metric})}")
+    axes.set_ylabel(f"{gap_of(first)},\n{unit({metric})}")
     compared = report.methods[0].method if len(report.methods) == 1 else "methods"
     count = f"{len(chosen)} task{'s' if len(chosen) > 1 else ''}"
     title = f"{printable(compared)} and {printable(report.baseline)}: {count} of {label_of(metric).partition(',')[0]}"
