@@ -49,9 +49,9 @@ def linear_models(tasks: Sequence[Labelled], strengths: Sequence[float]) -> Iter
     $$\min_{W, b} \sum_i \sum_{(x, y) \in D_i} L_i(W^\top x + b_i, y) + \frac{1}{2} n \lambda v \lVert W \rVert^2$$
 
     with n rows in all, and v the mean variance of the features within tasks, so that λ depends neither on n nor on the
-    unit of x. Rows may have weights, which multiply their losses. Squared errors are solved in closed form, as in
-    scikit-learn's `Ridge(alpha=n * λ * v)` for one task (the factor ½ is then left out); other losses by L-BFGS in
-    float64, as in its `LogisticRegression(C=1 / (n * λ * v))`.
+    unit of x. Rows may have weights, which multiply their losses and count in the means and the variance. Squared
+    errors are solved in closed form, as in scikit-learn's `Ridge(alpha=n * λ * v)` for one task (the factor ½ is then
+    left out); other losses by L-BFGS in float64, as in its `LogisticRegression(C=1 / (n * λ * v))`.
 
     Args:
         tasks: Tasks that share W, at least one.
@@ -63,7 +63,8 @@ def linear_models(tasks: Sequence[Labelled], strengths: Sequence[float]) -> Iter
     means = torch.stack([rows.mean(rows.x) for rows in tasks])
     # Each intercept absorbs its task's means, after which W and b hardly depend on each other.
     centred = torch.cat([rows.x - mean for rows, mean in zip(tasks, means, strict=True)])
-    unit = float(centred.square().mean().sqrt()) or 1.0
+    roots = _roots(tasks).to(centred)
+    unit = float((roots * centred).square().sum().div(roots.square().sum() * centred.shape[1]).sqrt()) or 1.0
     fit = _squared if all(type(rows.task).losses is Regression.losses for rows in tasks) else _by_descent
     for weight, intercepts in fit(tasks, centred / unit, strengths):
         yield weight / unit, intercepts - means @ (weight / unit)
@@ -73,9 +74,15 @@ def _squared(tasks: Sequence[Labelled], x: Tensor, strengths: Sequence[float]) -
     targets = [rows.task.standardised(rows.y, x.dtype) for rows in tasks if isinstance(rows.task, Regression)]
     intercepts = torch.stack([rows.mean(y) for rows, y in zip(tasks, targets, strict=True)])
     centred = torch.cat([y - mean for y, mean in zip(targets, intercepts, strict=True)])
-    roots = torch.cat([torch.ones_like(y[:, 0]) if w is None else w.sqrt() for _, _, y, w in tasks])[:, None].to(x)
+    roots = _roots(tasks).to(x)
     for strength in strengths:
         yield ridge(roots * x, roots * centred, x.new_tensor(len(x) * strength)), intercepts
+
+
+def _roots(tasks: Sequence[Labelled]) -> Tensor:
+    """The square roots of the weights of all rows, `(n, 1)`."""
+    roots = [torch.ones(len(rows.y)) if rows.weights is None else rows.weights.sqrt() for rows in tasks]
+    return torch.cat([of_task.to(rows.x) for of_task, rows in zip(roots, tasks, strict=True)])[:, None]
 
 
 def _by_descent(tasks: Sequence[Labelled], x: Tensor, strengths: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -16,6 +16,7 @@ from lightning_meta.batches import Split, TaskBatch
 from lightning_meta.describing import describe
 from lightning_meta.functional.linear_models import Labelled, linear_models
 from lightning_meta.sources import Table, Target
+from lightning_meta.tasks import Binary, Regression, Task
 
 ROWS = 120
 
@@ -91,7 +92,7 @@ def test_optima_are_scikit_learn_s_with_sample_weight(path: Path) -> None:
         assert weights is not None
         ((weight, intercept),) = linear_models([of[name]], [strength])
         mean = weights @ x / weights.sum()
-        alpha = len(x) * strength * float((x - mean).square().mean())
+        alpha = len(x) * strength * float((weights @ (x - mean).square() / weights.sum()).mean())
         if name == "number":
             wanted = (y[:, 0] - y.mean()) / y.std(correction=0)
             ridge = Ridge(alpha=alpha).fit(x.numpy(), wanted.numpy(), sample_weight=weights.numpy())
@@ -102,6 +103,29 @@ def test_optima_are_scikit_learn_s_with_sample_weight(path: Path) -> None:
             logistic.fit(x.numpy(), y.numpy(), sample_weight=weights.numpy())
             np.testing.assert_allclose(weight[:, 0], logistic.coef_[0], atol=1e-4)
             np.testing.assert_allclose(intercept[0, 0], logistic.intercept_[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("task", [Regression(1), Binary()], ids=["number", "label"])
+def test_linear_models_do_not_know_rows_of_weight_0_and_count_those_of_weight_2_twice(task: Task) -> None:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 2, generator=random, dtype=torch.float64)
+    y = (x @ x.new_tensor([1.0, -1.0]) + torch.randn(30, generator=random) > 0).double()
+    y = y[:, None] if isinstance(task, Regression) else y
+    task, far = task.fitted(y), x - 9999
+    plain, (zero,), (twice,) = (
+        [Labelled(task, torch.cat([x, x[:10]]), torch.cat([y, y[:10]]))],
+        [
+            Labelled(
+                task, torch.cat([x, x[:10], far]), torch.cat([y, y[:10], 1 - y]), torch.tensor([1.75] * 40 + [0] * 30)
+            )
+        ],
+        [Labelled(task, x, y, torch.tensor([1.5] * 10 + [0.75] * 20).double())],
+    )
+    ((weight, intercept),) = linear_models(plain, [0.1])
+    for rows in (zero._replace(weights=zero.weights.double()), twice):  # type: ignore[union-attr]
+        ((found, of_found),) = linear_models([rows], [0.1])
+        torch.testing.assert_close(found, weight, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(of_found, intercept, rtol=1e-4, atol=1e-5)
 
 
 def test_losses_are_weighted_and_metrics_are_not(path: Path, tmp_path: Path) -> None:
