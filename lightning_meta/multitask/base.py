@@ -30,6 +30,7 @@ from lightning_meta.modes import Mode
 from lightning_meta.module import Graph
 from lightning_meta.multitask.combining import drop_gradients, in_order, weighed_tasks
 from lightning_meta.multitask.graphed_steps import GraphedSteps
+from lightning_meta.multitask.presence import Presence
 from lightning_meta.multitask.recorded_predictions import predictions_of
 from lightning_meta.multitask.records import RecordTable, TaskRecords
 from lightning_meta.multitask.selection import BestSoFar, Improved, monitored, of_tasks
@@ -169,10 +170,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         self._stems_by_name = {name: per_task(stem, synchronised_too=False) for name, stem in (stems or {}).items()}
         self.register_buffer("key", torch.randint(2**62, ()))  # seed of what is drawn for a single task
         self._likenesses: dict[str, Likeness] = {}
-        self._batches = 0
-        self._batch_of_task: dict[str, int] = {}
-        self._batch_of_all = 0
-        self._batches_of_step: dict[int, tuple[int, int]] = {}
+        self._presence = Presence()
         self._at_floor = ""  # a warning about tasks that were at their bound in the best validation
         self._step_gradients, self._step_features = StepGradients(), StepFeatures(type(self).__name__)
         self._last_batch: TaskBatch | None = None
@@ -459,15 +457,15 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
 
     def on_train_batch_start(self, batch: TaskBatch, batch_idx: int) -> None:
         """Check a training batch, and note its tasks for `on_before_optimizer_step`."""
-        super().on_train_batch_start(batch, batch_idx)
-        self._note_batch(batch.targets)
+        self._check_batch(batch)
+        self._presence.note(batch.targets, len(self.spec.tasks))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of tasks absent since the last step: the optimizer would move their weights."""
-        if absent := self.absent_tasks(optimizer):
+        if absent := self._presence.absent(optimizer, self.spec.tasks):
             own = (module for i, name in enumerate(self.names) if name in absent for module in self.own_modules(i))
             drop_gradients(own, optimizer)
-        self._batches_of_step[id(optimizer)] = self._batches_of(optimizer)
+        self._presence.note_step(optimizer)
 
     def on_train_start(self) -> None:
         """Log the features of a table, since by default all remaining columns are inputs."""

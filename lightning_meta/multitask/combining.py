@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.ranks import mean_over_ranks, sum_over_ranks
 from lightning_meta.functional.task_gradients import loss_with_gradients, task_gradients
 from lightning_meta.module import TrainedModule
+from lightning_meta.multitask.presence import Presence
 from lightning_meta.multitask.step_features import StepFeatures
 from lightning_meta.multitask.step_gradients import StepGradients, write_gradients
 from lightning_meta.nn.stateless import untouched
@@ -43,10 +44,7 @@ class CombinesGradients(TrainedModule, ABC):
     _step_features: StepFeatures
     _combined: Sequence[nn.Parameter] = ()  # the shared parameters of the step
     _weighed = False  # whether `training_step` of this package ran since the last step
-    _batches: int  # batches of this training so far
-    _batch_of_task: dict[str, int]  # number of the last batch with a task, by its name, unless all tasks were in it
-    _batch_of_all: int  # number of the last batch with all tasks
-    _batches_of_step: dict[int, tuple[int, int]]  # result of `_batches_of` for the last step of an optimizer, by its id
+    _presence: Presence
     _last_batch: TaskBatch | None  # the batch of a step, if the weighting computes its losses again
 
     @property
@@ -121,7 +119,7 @@ class CombinesGradients(TrainedModule, ABC):
         """Check that the weighting can do what it needs, such as combining gradients of shared parameters."""
         super().on_fit_start()
         self._clear_step()  # remains of an interrupted training
-        self._batches, self._batch_of_all, self._batch_of_task, self._batches_of_step = 0, 0, {}, {}
+        self._presence = Presence()
         if not self.automatic_optimization and self._takes_part:
             raise UserError(
                 f"weighting: {type(self.weighting).__name__} takes part in the optimizer step, which manual "
@@ -168,25 +166,7 @@ class CombinesGradients(TrainedModule, ABC):
     def absent_tasks(self, optimizer: torch.optim.Optimizer | LightningOptimizer) -> set[str]:
         """The names of the tasks that were in no batch since the last step of an optimizer."""
         optimizer = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        before, _ = self._batches_of(optimizer)
-        if not self._batches or self._batch_of_all > before:
-            return set()
-        return {name for name in self.names if self._batch_of_task.get(name, 0) <= before}
-
-    def _batches_of(self, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
-        """The numbers of the last batch before a step of an optimizer and of the step's own last batch.
-
-        Further steps in the same batch, and further calls of the closure such as those of LBFGS, have the same.
-        """
-        before, last = self._batches_of_step.get(id(optimizer), (0, 0))
-        return (before if last == self._batches else last), self._batches
-
-    def _note_batch(self, names: Collection[str]) -> None:
-        self._batches += 1
-        if len(names) == len(self.spec.tasks):  # nearly always, without a loop over many tasks
-            self._batch_of_all = self._batches
-        else:
-            self._batch_of_task.update(dict.fromkeys(names, self._batches))
+        return self._presence.absent(optimizer, self.spec.tasks)
 
     @property
     def _takes_part(self) -> bool:

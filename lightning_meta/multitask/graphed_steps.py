@@ -48,7 +48,7 @@ class GraphedSteps(CombinesGradients, ABC):
 
     not_of_a_step: ClassVar[tuple[str, ...]] = (
         *("_at_floor", "_combined", "_last_batch", "_likenesses", "_logged_obstacle", "_parts"),
-        *("_batches", "_best", "_batches_of_step", "_batch_of_task", "_batch_of_all"),
+        *("_best", "_presence"),
         *("_step_features", "_step_gradients", "_together", "_weighed", "records"),
     )
     _logged_obstacle = False

@@ -270,7 +270,7 @@ def test_a_batch_of_all_tasks_does_not_hide_that_a_later_one_lacks_some() -> Non
     names = module.names
     found = []
     for batch in (names, names[:1], names[1:], names, names[:2]):
-        module._note_batch(batch)
+        module._presence.note(batch, len(names))
         found.append(module.absent_tasks(optimizer))
         module.on_before_optimizer_step(optimizer)
     assert found == [set(), set(names[1:]), set(names[:1]), set(), set(names[2:])]
