@@ -68,6 +68,7 @@ class Column:
         decimal: Decimal mark of numbers in text.
         line_of: Function that returns the line of the file in which a row begins, counted from 1, if it is a text file.
         first_texts: Function that returns the first cells as they are written in the file, if it is a text file.
+        of_index: Whether it holds the index of a DataFrame, which pandas stores as a column of a Parquet file.
 
     Attributes:
         where: Name of the file and the column; the other arguments are attributes as well.
@@ -81,9 +82,10 @@ class Column:
         decimal: str = ".",
         line_of: Callable[[int], int | None] | None = None,
         first_texts: Callable[[], Sequence[str]] | None = None,
+        of_index: bool = False,
     ) -> None:
         self.where, self.array, self.as_text, self.decimal, self.line_of = where, array, as_text, decimal, line_of
-        self.first_texts = first_texts
+        self.first_texts, self.of_index = first_texts, of_index
 
     @cached_property
     def _cells(self) -> pyarrow.ChunkedArray | None:

@@ -50,7 +50,8 @@ class LabelledTable(TablePools):
     Args:
         path: Path of the file: `.csv` or `.tsv` in UTF-8 with a header, or `.parquet`.
         label: Name of the column with the class, as text or whole numbers.
-        features: Names of the feature columns; by default all columns without another role.
+        features: Names of the feature columns; by default all columns without another role, except for the index of a
+            DataFrame in a Parquet file.
         split_column: Name of a column with `train`, `val` or `test`, the same in all rows of a class.
         least_examples: Smallest number of rows of a class; classes with fewer are left out, and their number is logged.
             Set it to the number of shots and queries per class of a task.

@@ -63,7 +63,8 @@ class RegressionTable(TablePools):
             with the same columns, where each file is a task with the name of the file.
         targets: Name of the column to predict, or several names.
         task_column: Name of the column with the task of each row; cannot be combined with a folder.
-        features: Names of the feature columns; by default all columns without another role.
+        features: Names of the feature columns; by default all columns without another role, except for the index of a
+            DataFrame in a Parquet file.
         split_column: Name of a column with `train`, `val` or `test`, the same in all rows of a task.
         division: Names of the tasks for validation and test, as in `{val: [pump_3], test: [pump_1, pump_7]}`; the other
             tasks are for training.

@@ -101,7 +101,8 @@ class Table(TaskSource):
         targets: Kind of each target by name of the column: `regression`, `binary`, `multiclass`, null, or a `Target`
             with classes, a metric, a unit or class weights, as in
             `{kind: binary, metric: auroc, class_weight: balanced}`.
-        features: Names of the feature columns; by default all columns without another role.
+        features: Names of the feature columns; by default all columns without another role, except for the index of a
+            DataFrame in a Parquet file.
         task_column: Name of the column with the task of each row.
         split_column: Name of a column with `train`, `val` or `test`, used instead of `fractions`.
         group_column: Name of a column; rows with the same value in it are in one split.

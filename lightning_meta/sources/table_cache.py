@@ -30,7 +30,7 @@ from lightning_meta.specifications import unknown_parts
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 3  # part of every key; increase it when the encoding of tables or the layout of the files changes
+FORMAT = 4  # part of every key; increase it when the encoding of tables or the layout of the files changes
 LEAST = 2**23  # bytes of a table that is cached; a smaller one is read in less than a second
 LIBRARIES = ("pyarrow", "numpy", "torch")  # those whose releases may change the last digits of statistics
 

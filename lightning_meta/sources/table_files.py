@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import difflib
+import json
+import logging
 from array import array
 from collections import Counter
 from collections.abc import Collection, Generator, Mapping, Sequence
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lightning_meta.errors import UserError, one_of, reason_of
 from lightning_meta.sources.columns import EXACT, Column
+from lightning_meta.sources.table_messages import say
 
 if TYPE_CHECKING:
     import pyarrow
@@ -26,6 +29,8 @@ FIRST_ROWS = 1000  # rows that show how the numbers of a column are written
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 Decimal = Literal[".", ","]
+
+_log = logging.getLogger(__name__)
 
 
 class Spelling(NamedTuple):
@@ -110,7 +115,22 @@ def columns_of(table: pyarrow.Table, where: str) -> dict[str, Column]:
         UserError: The table is empty, or two columns have the same name.
     """
     _check_table(where, table)
-    return {name: Column(f"{where}: column {name!r}", table.column(name)) for name in table.column_names}
+    index = _index_of(table.schema)
+    return {
+        name: Column(f"{where}: column {name!r}", table.column(name), of_index=name in index)
+        for name in table.column_names
+    }
+
+
+def _index_of(schema: pyarrow.Schema) -> set[str]:
+    """Return the names of the columns in which pandas has stored the index of a DataFrame; other metadata has none."""
+    try:
+        metadata = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
+    except (ValueError, RecursionError):  # not from pandas
+        return set()
+    index = metadata.get("index_columns") if isinstance(metadata, dict) else None
+    # An index of consecutive numbers is described by a dictionary, and has no column.
+    return {name for name in index if isinstance(name, str)} if isinstance(index, list) else set()
 
 
 def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
@@ -383,8 +403,18 @@ def with_columns_of(source: Any, columns: dict[str, Column], options: Sequence[s
 
 
 def features_of(source: Any, columns: Mapping[str, Column], other_roles: Collection[str | None]) -> dict[str, Column]:
-    """Return the columns of a source's features: those that it names, or all that have no other role."""
-    names = source.features if source.features is not None else [name for name in columns if name not in other_roles]
+    """Return the columns of a source's features: those that it names, or all that have no other role.
+
+    The index of a DataFrame in a Parquet file is a feature only if the source names it.
+    """
+    names = source.features
+    if names is None:
+        free = [name for name in columns if name not in other_roles]
+        index = [name for name in free if columns[name].of_index and name not in source.categorical]
+        names = [name for name in free if name not in index]
+        if index:
+            message = "%s: the index of the DataFrame is not a feature, unless `features` names it: %s"
+            say(_log, logging.INFO, message, type(source).__name__, ", ".join(map(repr, index)))
     if not names:
         raise UserError(f"{source.path}: no column is left for a feature; name some in `features`")
     if wrong := [name for name in source.categorical if name not in names]:

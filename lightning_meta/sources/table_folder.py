@@ -34,7 +34,8 @@ class JoinedColumn(Column):
         if len(by_type) > 1:
             (one, a), (other, b), *_ = by_type.items()
             raise UserError(f"{a.where} is of type {one}, but {b.where} of type {other}; give both the same type")
-        super().__init__(columns[0].where, _one(arrays), as_text, columns[0].decimal, None, columns[0].first_texts)
+        of_index, first = all(column.of_index for column in columns), columns[0]
+        super().__init__(first.where, _one(arrays), as_text, first.decimal, None, first.first_texts, of_index)
         self._parts, self._ends = columns, np.cumsum([len(column.array) for column in columns])
 
     def wrong(self, row: int, problem: str) -> UserError:
@@ -85,11 +86,24 @@ def read_folder(folder: Path, argument: str, spelling: Spelling = PLAIN) -> tupl
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{argument}{folder}: two files have the name {twice!r}; each is a task and needs its own name")
     tables = [read_columns(file, argument, spelling) for file in files]
+    counts = [len(next(iter(table.values())).array) for table in tables]
+    tables = _without_other_indexes(tables)
     for file, table in zip(files, tables, strict=True):
         _check_same(files[0], tables[0], file, table)
-    counts = [len(next(iter(table.values())).missing) for table in tables]
     file_of_row = [name for name, count in zip(names, counts, strict=True) for _ in range(count)]
     return {name: JoinedColumn([table[name] for table in tables]) for name in tables[0]}, file_of_row
+
+
+def _without_other_indexes(tables: Sequence[dict[str, Column]]) -> list[dict[str, Column]]:
+    """Leave out indexes of DataFrames that some files do not have, or have with another type."""
+    types = {
+        name: {str(table[name].array.type) if name in table else "" for table in tables}
+        for name in {name for table in tables for name, column in table.items() if column.of_index}
+    }
+    differ = {name for name, of_tables in types.items() if len(of_tables) > 1}
+    return [
+        {name: column for name, column in table.items() if not (column.of_index and name in differ)} for table in tables
+    ]
 
 
 def _check_same(first: Path, expected: Mapping[str, Column], file: Path, columns: Mapping[str, Column]) -> None:
