@@ -21,6 +21,11 @@ EXACT = {"halffloat": 2.0**11, "float": 2.0**24, "double": 2.0**53}
 WHOLE = re.compile(r"[+-]?[0-9]+")
 BOOLEANS = {"false": "0", "true": "1"}
 """Texts of booleans in CSV files, in lower case, and their numbers in other files."""
+MISSING = (
+    *("", "NA", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "NULL", "null", "NaN", "nan", "-NaN", "-nan"),
+    *("1.#IND", "1.#QNAN", "-1.#IND", "-1.#QNAN"),
+)
+"""Texts that mean a missing value in CSV files, as in Arrow and pandas."""
 NUMBER_WITH_UNIT = re.compile(r"([+-]?)([A-Z]{3}\s|[^\w\s+.,:;()-]?)\s?([+-]?\d[\d.,]*)\s?([^\d\s_+.,:;()-]*)")
 """A number and its unit: a currency before it, or letters or symbols after it. Names such as Q1 are not numbers."""
 SWAPPED = str.maketrans(",.", ".,")
@@ -64,7 +69,8 @@ class Column:
     Args:
         where: Name of the file and the column, for messages.
         array: Column as read by Arrow.
-        as_text: Function that reads the same column as text, if the file holds text and the array numbers.
+        as_text: Function that reads the same column as text, if the file holds text and the array may hold numbers. It
+            takes those texts of `MISSING` that are values.
         decimal: Decimal mark of numbers in text.
         line_of: Function that returns the line of the file in which a row begins, counted from 1, if it is a text file.
         first_texts: Function that returns the first cells as they are written in the file, if it is a text file.
@@ -78,7 +84,7 @@ class Column:
         self,
         where: str,
         array: pyarrow.ChunkedArray,
-        as_text: Callable[[], pyarrow.ChunkedArray] | None = None,
+        as_text: Callable[[Collection[str]], pyarrow.ChunkedArray] | None = None,
         decimal: str = ".",
         line_of: Callable[[int], int | None] | None = None,
         first_texts: Callable[[], Sequence[str]] | None = None,
@@ -258,7 +264,7 @@ class Column:
         """The text of each cell as written in the file: 01 is not 1. Numbers of a Parquet file are as in `coded`."""
         if self._cells is None:
             return self._texts
-        return self.coded if self.as_text is None else _coded(self.as_text())
+        return self.coded if self.as_text is None else _coded(self.as_text(()))
 
     def texts(self, of_numbers: bool, training: Collection[str]) -> Coded:
         """Return the cells as text that can be compared with the texts of the training column.
@@ -417,8 +423,35 @@ class Column:
             UserError: A value is missing.
         """
         if self.missing.any():
-            raise self.wrong(int(self.missing.argmax()), "every row needs a value here")
+            in_text = "" if self.as_text is None else "; an empty cell, NA, N/A, NaN, null and the like mean missing"
+            raise self.wrong(int(self.missing.argmax()), f"every row needs a value here{in_text}")
         return self
+
+    def keeping(self, texts: Collection[str]) -> Column:
+        """Return the column in which these texts are values, even if they mean missing in other columns.
+
+        Raises:
+            UserError: All other values are numbers, among which one of the texts is a missing number.
+        """
+        kept, column = [text for text in texts if text in MISSING], self
+        if kept and self.as_text is not None:
+            array, as_text = self.as_text(kept), self.as_text
+            column = Column(
+                self.where, array, lambda more: as_text([*kept, *more]), self.decimal, self.line_of, self.first_texts
+            )
+        if kept and column._cells is None:
+            cells = column._texts
+            row = cells.first(lambda text: text in kept)
+            if row is not None and column.missing[row]:
+                found = f"{self.where}, {self.row_name(row)} is {cells.texts[cells.codes[row]]!r}"
+                raise UserError(f"{found}, which means a missing number, as all others are numbers; write another text")
+        return column
+
+    @property
+    def read_as_missing(self) -> list[str]:
+        """Texts that mean missing in this column, among the first cells of a text file; without empty cells."""
+        first, values = self.first_texts() if self.first_texts is not None else (), set(self.named.texts)
+        return [text for text in dict.fromkeys(first) if text and text in MISSING and text not in values]
 
     def wrong(self, row: int, problem: str) -> UserError:
         """Return the error for the value of a row; `problem` says what was expected."""

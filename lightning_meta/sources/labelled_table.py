@@ -140,6 +140,11 @@ class LabelledTable(TablePools):
             return {split: list(pool.names) for split, pool in self._stored.pools.items()}
         column = self._columns[self.label]
         texts, codes = column.named
+        if column.missing.any():
+            meaning = ", ".join(map(repr, column.read_as_missing))
+            hint = f"; {meaning} in the file means missing: write another text if it is a class" if meaning else ""
+            message = "LabelledTable: %d of %d rows have no label and are left out%s"
+            say(_log, logging.INFO, message, column.missing.sum(), len(column.missing), hint)
         counts = dict(zip(texts, np.bincount(codes + 1, minlength=len(texts) + 1)[1:].tolist(), strict=True))
         kept = {name for name, count in counts.items() if count >= self.least_examples}
         if len(kept) < len(counts):

@@ -21,7 +21,7 @@ from lightning_meta.data.hashes import HashedParts, Hashes, of_sets
 from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.describing import describe
-from lightning_meta.errors import UserError, one_of
+from lightning_meta.errors import UserError, one_of, some_of
 from lightning_meta.sources.columns import Coded, Column
 from lightning_meta.sources.table_cache import Encoded, is_cached, read_or_encode, sets_of, tensors_of
 from lightning_meta.sources.table_division import by_time, hashes_of_rows, hashes_of_texts, stratified, twins
@@ -58,7 +58,8 @@ class Table(TaskSource):
 
     If the kind of a target is null, it is inferred from the column: text is `multiclass`, numbers are `regression`. A
     column with only two different numbers is ambiguous, so its kind must be stated. Missing targets are treated as
-    unlabelled.
+    unlabelled. In CSV files, an empty cell and the texts NA, N/A, n/a, #N/A, #N/A N/A, #NA, NULL, null, NaN, nan, -NaN,
+    -nan, 1.#IND, 1.#QNAN, -1.#IND and -1.#QNAN mean missing; a text that `classes` of a target states is a label.
 
     Numeric features are standardised with the mean and standard deviation of the training rows, and a missing number is
     replaced by the training mean. With the other values of `scaling`, numbers are replaced by their quantiles, and a
@@ -279,7 +280,9 @@ class Table(TaskSource):
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
-        return with_columns_of(self, read_columns(self.path, spelling=self.spelling), COLUMNS)
+        columns = with_columns_of(self, read_columns(self.path, spelling=self.spelling), COLUMNS)
+        stated = {name: [str(label) for label in target.classes or ()] for name, target in self.targets.items()}
+        return {name: column.keeping(stated.get(name, ())) for name, column in columns.items()}
 
     @cached_property
     def _kinds(self) -> dict[str, tuple[Kind, list[str]]]:
@@ -324,6 +327,7 @@ class Table(TaskSource):
                 say(_log, logging.WARNING, "%s: %s", self._columns[name].where, advice)
             if kind == "regression" and (line := few_numbers(self._columns[name], name, self.targets[name])):
                 say(_log, logging.WARNING, "Table: %s", line)
+        self._say_missing_labels()
         if numbering := [name for name, column in self._feature_columns.items() if numbers_rows(column)]:
             names = ", ".join(map(repr, numbering))
             say(
@@ -337,6 +341,22 @@ class Table(TaskSource):
         of_numbers = tasks is not None and tasks.first_text is None and not tasks.boolean
         spelling = {"delimiter": self.spelling.delimiter or "", "decimal": self.spelling.decimal}
         return TableSpec(features, targets, self.task_column or "", of_numbers, **spelling)
+
+    def _say_missing_labels(self) -> None:
+        """Log how many labels of each target are missing, and which texts are the reason, in one line."""
+        missing = {name: int(self._columns[name].missing.sum()) for name in self.targets}
+        counts = [f"{name!r} {count}" for name, count in missing.items() if count]
+        if not counts:
+            return
+        texts = dict.fromkeys(
+            repr(text)
+            for name, (kind, _) in self._kinds.items()
+            if missing[name] and kind != "regression"
+            for text in self._columns[name].read_as_missing
+        )
+        hint = f"; {', '.join(texts)} in the file means missing, unless `classes` states it as a label" if texts else ""
+        message = "Table: missing labels in %d rows: %s%s"
+        say(_log, logging.INFO, message, len(self._labelled), some_of(counts, 5), hint)
 
     @cached_property
     def _labelled(self) -> NDArray[np.bool_]:

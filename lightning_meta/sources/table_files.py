@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lightning_meta.errors import UserError, one_of, reason_of
-from lightning_meta.sources.columns import EXACT, Column
+from lightning_meta.sources.columns import EXACT, MISSING, Column
 from lightning_meta.sources.table_messages import say
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def read_columns(path: Path, argument: str = "Table path=", spelling: Spelling =
     """Read a table from a file, without running any code that the file may contain.
 
     Args:
-        path: Path of a `.csv` or `.tsv` file (in UTF-8, with a header, missing values empty, NA, N/A, NaN or null) or a
+        path: Path of a `.csv` or `.tsv` file (in UTF-8, with a header, missing values as in `columns.MISSING`) or a
             `.parquet` file.
         argument: Argument that named the path, at the beginning of messages.
         spelling: Notation of a CSV file.
@@ -170,8 +170,8 @@ def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
         for name in text:
             table = table.set_column(table.column_names.index(name), name, as_text.column(name))
 
-    def column_as_text(name: str) -> pyarrow.ChunkedArray:
-        return _columns_as_text(path, spelling, [name], len(table)).column(name)
+    def column_as_text(name: str, kept: Collection[str]) -> pyarrow.ChunkedArray:
+        return _columns_as_text(path, spelling, [name], len(table), kept).column(name)
 
     written = _Written(path, spelling.delimiter or ",")
     return {
@@ -246,15 +246,29 @@ def _uneven(path: Path, delimiter: str) -> UserError | None:
 
 
 def _csv_options(
-    spelling: Spelling, column_types: dict[str, pyarrow.DataType] | None = None, only: Sequence[str] | None = None
+    spelling: Spelling,
+    column_types: dict[str, pyarrow.DataType] | None = None,
+    only: Sequence[str] | None = None,
+    kept: Collection[str] = (),
 ) -> tuple[arrow_csv.ParseOptions, arrow_csv.ConvertOptions]:
-    """Return how Arrow parses and converts a CSV file: types by column, of all columns or of some."""
+    """Return how Arrow parses and converts a CSV file.
+
+    Args:
+        spelling: Notation of the file.
+        column_types: Types by column; others are inferred.
+        only: Names of the columns to read; by default all.
+        kept: Texts that do not mean missing, although `MISSING` lists them.
+    """
     from pyarrow import csv as arrow_csv
 
     return (
         arrow_csv.ParseOptions(delimiter=spelling.delimiter, newlines_in_values=True),
         arrow_csv.ConvertOptions(
-            column_types=column_types, strings_can_be_null=True, decimal_point=spelling.decimal, include_columns=only
+            column_types=column_types,
+            null_values=[text for text in MISSING if text not in kept],
+            strings_can_be_null=True,
+            decimal_point=spelling.decimal,
+            include_columns=only,
         ),
     )
 
@@ -285,11 +299,13 @@ def _by_all_rows(path: Path, spelling: Spelling, header: Sequence[str]) -> pyarr
         return arrow_csv.read_csv(path, None, *_csv_options(spelling, dict.fromkeys(header, string())))
 
 
-def _columns_as_text(path: Path, spelling: Spelling, names: list[str], rows: int) -> pyarrow.Table:
+def _columns_as_text(
+    path: Path, spelling: Spelling, names: list[str], rows: int, kept: Collection[str] = ()
+) -> pyarrow.Table:
     from pyarrow import ArrowInvalid, string
     from pyarrow import csv as arrow_csv
 
-    table = arrow_csv.read_csv(path, None, *_csv_options(spelling, dict.fromkeys(names, string()), names))
+    table = arrow_csv.read_csv(path, None, *_csv_options(spelling, dict.fromkeys(names, string()), names, kept))
     if len(table) != rows:
         raise ArrowInvalid("it changed while it was read")
     return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ class JoinedColumn(Column):
         if all(column.as_text is not None for column in columns):
             as_text = partial(_texts, columns)
             if len({array.type for array in arrays}) > 1:  # such as numbers in one CSV file, text in another
-                arrays = [as_text()]
+                arrays = [as_text(())]
         by_type = {str(array.type): column for array, column in zip(arrays, columns, strict=False)}
         if len(by_type) > 1:
             (one, a), (other, b), *_ = by_type.items()
@@ -44,8 +44,8 @@ class JoinedColumn(Column):
         return self._parts[part].wrong(row - int(self._ends[part - 1] if part else 0), problem)
 
 
-def _texts(columns: Sequence[Column]) -> pyarrow.ChunkedArray:
-    return _one([column.as_text() for column in columns if column.as_text is not None])
+def _texts(columns: Sequence[Column], kept: Collection[str]) -> pyarrow.ChunkedArray:
+    return _one([column.as_text(kept) for column in columns if column.as_text is not None])
 
 
 def _one(arrays: Sequence[pyarrow.ChunkedArray]) -> pyarrow.ChunkedArray:

@@ -39,7 +39,7 @@ class Target:
         kind: Kind of the task: `regression` of a number, `binary` (two values) or `multiclass`; null to infer it from
             the column.
         classes: Labels in the order of the classes, for binary no and yes; by default all labels of the column, sorted.
-            Any other label is an error.
+            Any other label is an error. NA and the like, which mean missing in a CSV file, are labels if stated here.
         metric: Metric for selecting and comparing models: for labels `accuracy`, `balanced_accuracy`, `auroc`,
             `average_precision`, `f1` or `log_loss`, for numbers `r2`, `rmse` or `mae`, or the import path of a class
             derived from `torchmetrics.Metric`, such as `torchmetrics.classification.BinaryCohenKappa`.
@@ -71,6 +71,8 @@ class Target:
             raise UserError(f"{shown}; a regression has no classes")
         if len(set(self.classes)) < max(2, len(self.classes)):
             raise UserError(f"{shown}; expected at least two, without duplicates")
+        if any(not str(label).strip() for label in self.classes):
+            raise UserError(f"{shown}; an empty cell means a missing label: write a text for the class into the file")
         if self.kind == "binary" and len(self.classes) != 2:
             raise UserError(f"{shown}; expected two for binary, no and yes")
 
