@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.multitask.exported_rows import MISSING, UNSEEN
-from lightning_meta.sources.scaling import EDGE
+from lightning_meta.sources.scaling import EDGE, ends_of
 from lightning_meta.tasks.table import NumberFeature, TableSpec, TextFeature
 
 # Wichura, Algorithm AS 241: PPND16, Applied Statistics 37 (1988). Coefficients of numerators and denominators, highest
@@ -137,9 +137,9 @@ class TableEncoder(nn.Module):
         down = (quantiles < x.unsqueeze(1)).sum(1).clamp(1, count - 1)
         from_below = levels[up] + (x - quantiles[up]) * slopes[up]
         from_above = levels[down] - (quantiles[down] - x) * slopes[down - 1]
-        near = 1e-7 if normal else 0.0
-        shares = torch.where(x + near >= quantiles[-1], 1.0, (from_below + from_above) / 2)
-        shares = torch.where(x - near <= quantiles[0], 0.0, shares)
+        low, high = ends_of(self.numbers[i])
+        shares = torch.where(x >= high, 1.0, (from_below + from_above) / 2)
+        shares = torch.where(x <= low, 0.0, shares)
         return normal_quantile(shares.clamp(EDGE, 1 - EDGE)) if normal else shares
 
 

@@ -11,6 +11,7 @@ from lightning_meta.tasks.table import NumberFeature
 
 QUANTILES = 1000
 EDGE = 1e-7 - 2.0**-52  # probabilities are clipped to [EDGE, 1 - EDGE], as in scikit-learn
+ROUNDING = 1e-7  # relative difference of numbers that may be equal apart from rounding
 
 
 class Standardiser:
@@ -44,12 +45,26 @@ def quantiles_of(train: NDArray[np.float64], rows: int) -> list[float]:
     return quantiles.tolist()  # type: ignore[no-any-return]
 
 
+def ends_of(feature: NumberFeature) -> tuple[float, float]:
+    """Return the number up to which F is 0, and the number from which it is 1, for a feature with quantiles.
+
+    For a normal output, numbers that differ from the extremes only by rounding count as extreme. The tolerance is
+    relative to the extreme and to its distance from the median. It does not depend on the unit of the column, unlike
+    that of scikit-learn, and is small where values are dense, as near the minimum of a column with a long tail.
+    """
+    low, middle, high = (feature.quantiles[i] for i in (0, len(feature.quantiles) // 2, -1))
+    if not feature.normal:
+        return low, high
+    return low + ROUNDING * min(abs(low), middle - low), high - ROUNDING * min(abs(high), high - middle)
+
+
 def scaled(numbers: NDArray[np.float64], feature: NumberFeature) -> NDArray[np.float64]:
     """Scale the numbers of a feature; NaN stays NaN.
 
     The result is (x − μ) / σ; with quantiles it is the interpolated distribution function F(x) of the training numbers,
     or Φ⁻¹(F(x)) for a normal output. With quantiles it equals `QuantileTransformer` of scikit-learn without
-    subsampling.
+    subsampling, except for numbers close to the extremes of the training numbers: its tolerance is 1e-7 in the unit of
+    the column.
 
     Args:
         numbers: Numbers `(n,)`, after subtraction of the offset of the feature.
@@ -61,9 +76,9 @@ def scaled(numbers: NDArray[np.float64], feature: NumberFeature) -> NDArray[np.f
     levels = np.linspace(0, 1, len(quantiles))
     # The mean of interpolations from below and from above assigns repeated quantiles the middle of their levels.
     shares = (np.interp(numbers, quantiles, levels) - np.interp(-numbers, -quantiles[::-1], -levels[::-1])) / 2
-    near = 1e-7 if feature.normal else 0.0
-    shares[numbers + near >= quantiles[-1]] = 1.0
-    shares[numbers - near <= quantiles[0]] = 0.0
+    low, high = ends_of(feature)
+    shares[numbers >= high] = 1.0
+    shares[numbers <= low] = 0.0
     if not feature.normal:
         return shares
     return torch.special.ndtri(torch.from_numpy(shares).clamp(EDGE, 1 - EDGE)).numpy()  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ import csv
 import random
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow
@@ -74,6 +74,32 @@ def test_quantiles_are_those_of_scikit_learn(tmp_path: Path, output: str, count:
         assert x[:, 2:].sum(1).unique().tolist() == [1.0]
     with pytest.raises(lm.UserError, match="scaling"):
         Table(path, {"y": "regression"}, scaling="log")  # type: ignore[arg-type]
+
+
+def inputs_of(path: Path, numbers: Any, scaling: Any) -> torch.Tensor:
+    """The inputs of the numbers, each by the quantiles of those in training."""
+    splits = np.resize(["train", "train", "val", "train", "test"], len(numbers))
+    parquet.write_table(pyarrow.table({"x": numbers, "y": np.arange(len(numbers)) / 2, "split": splits}), path)
+    sets = Table(path, {"y": "regression"}, split_column="split", scaling=scaling).sets()
+    order = np.concatenate([np.flatnonzero(splits == split) for split in SPLITS]).argsort()
+    return torch.cat([cast(torch.Tensor, sets[split].inputs) for split in SPLITS])[order, 0]
+
+
+@pytest.mark.parametrize("scaling", ["quantile_normal", "quantile_uniform"])
+@pytest.mark.parametrize("unit", [1e-100, 1e-12, 1e-9, 1e-6, 1e9, 1e100])
+def test_quantiles_do_not_depend_on_the_unit(unit: float, scaling: str, tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).lognormal(size=500)
+    expected = inputs_of(tmp_path / "t.parquet", numbers, scaling)
+    np.testing.assert_allclose(inputs_of(tmp_path / "t.parquet", numbers * unit, scaling), expected, atol=1e-5)
+    assert len(expected.unique()) > 490  # only the extremes of training, and what is beyond them, are equal
+
+
+def test_the_dense_end_of_a_long_tail_is_kept_and_rounding_moves_no_number(tmp_path: Path) -> None:
+    tail = np.exp(10 * np.random.default_rng(0).normal(size=500))  # from 1e-13 to 1e13
+    assert len(inputs_of(tmp_path / "t.parquet", tail, "quantile_normal").unique()) > 490
+    shares = np.resize([0.1, 0.1 + 0.2, 0.2, 0.25, 0.3], 500)  # 0.1 + 0.2 is just above 0.3, in a fifth of all rows
+    x = inputs_of(tmp_path / "t.parquet", shares, "quantile_normal")
+    assert x[4] == x[1] > 5
 
 
 def test_a_table_with_semicolons_and_decimal_commas_is_the_same(tmp_path: Path) -> None:

@@ -140,11 +140,12 @@ def test_quantiles_are_exported(scaling: str, suffix: str) -> None:
     check_equal(predicted(module.export(f"model{suffix}"), rows)[0], expected)
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e-9])
 @pytest.mark.parametrize("normal", [False, True])
-def test_the_encoder_has_the_quantiles_of_the_reader(normal: bool) -> None:
-    quantiles = [0.0, 0.0, 1.0, 1.0, 1.0, 2.5, 9.0, 9.0]
+def test_the_encoder_has_the_quantiles_of_the_reader(normal: bool, unit: float) -> None:
+    quantiles = [unit * q for q in (0.0, 0.0, 1.0, 1.0, 1.0, 2.5, 9.0, 9.0)]
     feature = NumberFeature("x", quantiles=quantiles, normal=normal, indicator=True)
-    x = np.array([-3, 0, 1e-9, 0.3, 1, 1 + 1e-9, 2.4, 2.5, 2.6, 8.9999999, 9, 77, np.nan])
+    x = unit * np.array([-3, 0, 1e-9, 0.3, 1, 1 + 1e-9, 2.4, 2.5, 2.6, 8.9999999, 9, 77, np.nan])
     encoder = TableEncoder(TableSpec([feature], []))
     found = encoder(torch.from_numpy(x).unsqueeze(1), torch.zeros(len(x), 0, dtype=torch.int64))
     expected = np.nan_to_num(scaled(x.copy(), feature), nan=feature.missing_input)
