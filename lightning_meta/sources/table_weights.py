@@ -10,11 +10,14 @@ from torch import Tensor
 
 from lightning_meta.batches import Split
 from lightning_meta.data.task_set import TaskSet
+from lightning_meta.errors import UserError
 from lightning_meta.sources.columns import Column
+
+FLOAT32 = torch.finfo(torch.float32).max
 
 
 def row_weights(column: Column) -> Tensor:
-    """Return the weights of all rows, `(n,)` float32.
+    """Return the weights of all rows, `(n,)` float64.
 
     Raises:
         UserError: A weight is not a number, or is negative.
@@ -22,7 +25,7 @@ def row_weights(column: Column) -> Tensor:
     weights = column.numbers
     if (weights < 0).any():
         raise column.wrong(int((weights < 0).argmax()), "expected a weight of at least 0")
-    return torch.from_numpy(weights).float()
+    return torch.from_numpy(weights)
 
 
 def with_weights(data: TaskSet, weights: Tensor) -> TaskSet:
@@ -39,11 +42,32 @@ def with_mean_1(sets: Mapping[Split, TaskSet]) -> dict[Split, TaskSet]:
     """Divide the weights of each task, in all splits, by their mean over the training rows of the task.
 
     Weights that are all 0 in the training rows of a task stay so; the data module refuses them if the task is used.
+
+    Args:
+        sets: Sets with float64 weights, of any size.
+
+    Returns:
+        Sets with float32 weights.
+
+    Raises:
+        UserError: A weight is too large for float32 after the division.
     """
     weights = {split: data.weights or {} for split, data in sets.items()}
-    means = {name: of_task.mean() for name, of_task in weights["train"].items() if len(of_task)}
-    means = {name: mean for name, mean in means.items() if mean > 0}
-    return {
-        split: replace(data, weights={n: w / means[n] if n in means else w for n, w in weights[split].items()})
-        for split, data in sets.items()
-    }
+    largest = {name: of_task.max() for name, of_task in weights["train"].items() if len(of_task)}
+    largest = {name: of_task for name, of_task in largest.items() if of_task > 0}
+    # Divided by the largest weight first, as the sum of all may be infinite.
+    means = {name: (weights["train"][name] / of_task).mean() for name, of_task in largest.items()}
+
+    def scaled(name: str, split: Split) -> Tensor:
+        of_task = weights[split][name]
+        if name not in means:
+            return of_task.clamp(max=FLOAT32).float()
+        of_task = (of_task / largest[name] / means[name]).float()
+        if not bool(of_task.isfinite().all()):
+            raise UserError(
+                f"Table weights: in the {split} split, a weight of {name!r} is more than {FLOAT32:.0e} times the mean "
+                "weight of the training rows; correct it"
+            )
+        return of_task
+
+    return {split: replace(data, weights={n: scaled(n, split) for n in weights[split]}) for split, data in sets.items()}

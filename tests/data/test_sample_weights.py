@@ -206,3 +206,35 @@ def test_training_rows_of_weight_0_teach_nothing(tmp_path: Path) -> None:
         )  # a twelfth of all labels is yes, and half of those that count
         learned.append(describe([spec.tasks, spec.table]))
     assert learned[0] == learned[1]
+
+
+def with_weights(path: Path, weights: list[float]) -> Table:
+    """The table with other weights, in rows of which every fifth is for validation and every fifth for the test."""
+    rows = [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+    splits = ["train", "train", "val", "train", "test"] * (ROWS // 5)
+    lines = [f"{row},{split},{weight!r}" for row, split, weight in zip(rows[1:], splits, weights, strict=True)]
+    other = path.with_name("weights.csv")
+    other.write_text("\n".join([f"{rows[0]},split,weight", *lines]) + "\n")
+    return Table(other, {"label": "binary"}, features=["a", "b"], weights="weight", split_column="split")
+
+
+@pytest.mark.parametrize("unit", [1e-320, 1e-60, 1e30, 1e40, 1e306])
+def test_the_unit_of_the_weights_does_not_matter(unit: float, path: Path) -> None:
+    weights = [1 + i % 7 for i in range(ROWS)]
+    expected = with_weights(path, [float(w) for w in weights]).sets()
+    scaled = with_weights(path, [w * unit for w in weights]).sets()
+    for split, data in expected.items():
+        weight = (scaled[split].weights or {})["label"]
+        assert weight.dtype == torch.float32
+        torch.testing.assert_close(weight, (data.weights or {})["label"], rtol=1e-3 if unit < 1e-300 else 1e-6, atol=0)
+
+
+def test_one_large_weight_is_not_said_to_be_0_and_refused_only_beyond_float32(path: Path) -> None:
+    others = [1.0] * (ROWS - 1)
+    train = (set_up(with_weights(path, [1e40, *others])).sets["train"].weights or {})["label"]
+    assert float(train[0]) == pytest.approx(len(train))
+    with pytest.raises(lm.UserError, match=r"test split, a weight of 'label' is more than 3e\+38 times the mean"):
+        set_up(with_weights(path, [*others, 1e40]))
+    zero = [0.0 if i % 5 in (0, 1, 3) else 1e40 for i in range(ROWS)]
+    with pytest.raises(lm.UserError, match="all training rows of 'label' have the weight 0"):
+        set_up(with_weights(path, zero))
