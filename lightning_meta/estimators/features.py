@@ -33,5 +33,5 @@ def read_features(estimator: Any, X: Any, **options: Any) -> Any:
             raise
         raise UserError(
             f"{error}; encode columns of text first, such as by sklearn.compose.ColumnTransformer with a "
-            "OneHotEncoder, in a Pipeline"
+            "OneHotEncoder(sparse_output=False), in a Pipeline"
         ) from error

@@ -12,6 +12,7 @@ import numpy as np
 from lightning_meta.errors import UserError
 
 FILL = "fill in missing values first, such as by sklearn.impute.SimpleImputer in a Pipeline"
+DENSE = "in a Pipeline, set sparse_output=False of the OneHotEncoder, or sparse_threshold=0 of the ColumnTransformer"
 
 
 def refuse_no_array(**values: Any) -> None:
@@ -84,6 +85,8 @@ def about(name: str) -> Iterator[None]:
             line = f"{line.rstrip(':')}. {lines[-1]}"
         elif lines[0].endswith(":") and lines[1:]:  # a list, one line each, as of duplicate column names
             line = f"{line} {', '.join(each.strip(' -') for each in lines[1:] if each.strip())}"
+        elif line.startswith("Sparse data was passed for X"):
+            line = f"{line}; {DENSE}"
         elif line.endswith("contains NaN"):
             line = f"{line}; {FILL}"
         elif line.startswith(("float()", "setting an array element", "The DType")):

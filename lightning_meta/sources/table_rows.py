@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from lightning_meta.sources.columns import Column
 from lightning_meta.sources.table_features import encode
 from lightning_meta.sources.table_files import PLAIN, Spelling, columns_of, instead_of, read_columns
 from lightning_meta.tasks.table import NumberFeature, TableSpec, TextFeature
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def columns_in(data: Any, argument: str = "data=", spelling: Spelling = PLAIN) -
 
     Args:
         data: Path of a CSV or Parquet file, or data that `pyarrow.table` accepts: a DataFrame, or a mapping of columns
-            to lists.
+            to lists, in which None and NaN are missing.
         argument: Argument that named the path, at the beginning of messages.
         spelling: Notation of a CSV file.
 
@@ -53,6 +56,8 @@ def columns_in(data: Any, argument: str = "data=", spelling: Spelling = PLAIN) -
         return read_columns(Path(data).expanduser(), argument, spelling)
     import pyarrow
 
+    if isinstance(data, Mapping):
+        data = {name: _array(name, values) for name, values in data.items()}
     try:
         table = pyarrow.table(data)
     except (pyarrow.ArrowException, TypeError, ValueError, AttributeError) as error:
@@ -61,6 +66,21 @@ def columns_in(data: Any, argument: str = "data=", spelling: Spelling = PLAIN) -
             f"data: expected a path, a DataFrame or lists by column, got {type(data).__name__}: {cause}"
         ) from error
     return columns_of(table, "data")
+
+
+def _array(name: Any, values: Any) -> pyarrow.Array | pyarrow.ChunkedArray:
+    """Return a column of a mapping, in which None and NaN are missing, also among texts."""
+    import pyarrow
+
+    if isinstance(values, pyarrow.Array | pyarrow.ChunkedArray):
+        return values
+    cause = f"got {type(values).__name__}"
+    try:
+        if not isinstance(values, str | bytes | Mapping | Set):  # of which Arrow would take the letters or keys
+            return pyarrow.array(values, from_pandas=True)
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
+        cause = reason_of(error, 200)
+    raise UserError(f"data: column {name!r}: expected a list of numbers or one of texts: {cause}")
 
 
 def rows_of(spec: TableSpec, tasks: Sequence[str], columns: Mapping[str, Column], largest: float = np.inf) -> Rows:

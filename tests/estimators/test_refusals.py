@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
 import lightning_meta as lm
 
@@ -57,6 +58,7 @@ WRONG_FEATURES: dict[str, tuple[Any, str]] = {
     "category": (frame(pandas.Categorical(["u", "v"])), "^X: could not convert string to float: 'u'.*OneHotEncoder"),
     "dates": (frame(pandas.to_datetime(["2020-01-01"] * 2)), "^X: column 'first' holds dates"),
     "array of dates": (np.array([["2020-01-01"] * 4], dtype="datetime64[D]"), "^X: it holds dates"),
+    "sparse": (csr_matrix(X), r"^X: Sparse data was passed for X.*toarray.*sparse_output=False.*sparse_threshold=0 of"),
     "columns": (X[:, :3], r"^X has 3 features, but \w+ is expecting 4"),
 }
 
@@ -69,7 +71,7 @@ def test_features(kind: str, case: str) -> None:
     own = MAKE[kind]().fit(X, targets(kind))
     check(said, own.predict, x)
     if case != "columns":
-        check(said, own.fit, x, targets(kind)[: len(X if x is None else x)])
+        check(said, own.fit, x, targets(kind)[: len(X) if x is None or case == "sparse" else len(x)])
 
 
 WRONG_LABELS: dict[str, tuple[Any, str]] = {

@@ -273,6 +273,35 @@ def test_missing_columns_are_all_named(trained: lm.MultiTaskModule, tmp_path: Pa
         trained.predict_table({"area": [1.0], "style": [True], "floor": [1]})
 
 
+@pytest.mark.parametrize(
+    ("style", "cause"),
+    [
+        (["old", 3.5], "Expected bytes, got a 'float' object"),
+        ([3.5, "old"], "Could not convert 'old' with type str"),
+        ({0: "old", 1: "mid"}, "got dict"),  # as by `to_dict` of a DataFrame
+        ("ol", "got str"),
+        (3.5, "'float' object is not iterable"),
+    ],
+)
+def test_a_column_that_is_no_list_of_numbers_or_texts_is_named(
+    style: Any, cause: str, trained: lm.MultiTaskModule
+) -> None:
+    with pytest.raises(lm.UserError, match=f"^data: column 'style': expected a list of numbers or one of .*: {cause}"):
+        trained.predict_table({"area": [1.0, 2.0], "style": style, "floor": [1, 2]})
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pandas.NA], ids=str)
+def test_lists_may_miss_values_among_numbers_and_texts(trained: lm.MultiTaskModule, missing: Any) -> None:
+    new = pandas.DataFrame({"area": [50.0, None, 90.0], "style": ["old", "mid", None], "floor": [1, 2, None]})
+    lists = {name: [missing if pandas.isna(v) else v for v in new[name]] for name in FEATURES}
+    of_lists, of_arrays = lists, {name: np.array(column, object) for name, column in lists.items()}
+    expected = trained.predict_table(new)
+    for data in (of_lists, of_arrays, new.to_dict("list")):
+        predicted = trained.predict_table(data)
+        assert predicted.keys() == expected.keys()
+        assert all(np.array_equal(predicted[name], expected[name]) for name in expected)
+
+
 def test_booleans_of_a_csv_and_a_parquet_file_are_the_same(tmp_path: Path) -> None:
     """In a CSV file they are text, as a feature, a category, a target and a task."""
     draws = [random.Random(i).random() for i in range(80)]
