@@ -18,6 +18,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.multitask.table_encoder import TableEncoder
 from lightning_meta.run.files import check_target
 from lightning_meta.run.programs import FORMATS, INPUTS, chosen_dtype, image_steps, served_dtypes, write_program
+from lightning_meta.sources.columns import MISSING
 from lightning_meta.tasks import Binary, Classification, Multilabel, Task
 from lightning_meta.tasks.table import TableSpec
 
@@ -151,12 +152,10 @@ def _chosen(module: MultiTaskModule, tasks: Sequence[str] | None) -> list[str]:
 
 def _of_table(encoder: TableEncoder, table: TableSpec) -> dict[str, Any]:
     """The description of the table that `exported_rows.inputs_of` needs."""
-    from pyarrow import csv
-
     return {
         "numbers": [{"column": f.name, "offset": f.offset, "boolean": f.boolean} for f in encoder.numbers],
         "texts": [{"column": f.name, "texts": list(f.texts), "of_numbers": f.of_numbers} for f in encoder.texts],
-        "missing": list(csv.ConvertOptions().null_values),
+        "missing": list(MISSING),
         "delimiter": table.delimiter or ",",
         "decimal": table.decimal,
         "task_column": table.task_column,

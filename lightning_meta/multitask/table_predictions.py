@@ -98,16 +98,26 @@ def predict_table(
     predictions: Predictions = {}
     if spec.task_column:
         predictions[spec.task_column] = np.array(_names_of(rows), dtype=object)
-        predictions |= _by_row(spec.targets[0], module.spec.tasks, outputs, rows, calibrations)
+        by_row = _by_row(spec.targets[0], module.spec.tasks, outputs, rows, calibrations)
+        predictions = _joined(predictions, by_row)
     else:
         for target in spec.targets:
             if target.name in outputs:
                 arguments = module.spec.tasks[target.name], outputs[target.name], calibrations.get(target.name)
-                predictions |= columns_for(target, *arguments)
+                predictions = _joined(predictions, columns_for(target, *arguments))
     kept: Predictions = {name: np.array(columns[name].spelled.of_rows(), dtype=object) for name in keep}
     if both := [name for name in kept if name in predictions]:
         raise UserError(f"--keep: {both[0]!r} is the name of a column of the predictions; rename it in the table")
     return kept | predictions
+
+
+def _joined(predictions: Predictions, more: Predictions) -> Predictions:
+    """Add columns, whose names must be new; a `Table` refuses others before training, earlier versions did not."""
+    if twice := [name for name in more if name in predictions]:
+        raise UserError(
+            f"two columns of the predictions are called {twice[0]!r}; rename a target of the table, and train again"
+        )
+    return predictions | more
 
 
 def spelling_of(spec: TableSpec, data: Any, delimiter: str | None, decimal: Decimal | None) -> Spelling:

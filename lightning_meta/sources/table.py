@@ -31,7 +31,7 @@ from lightning_meta.sources.table_messages import say
 from lightning_meta.sources.table_targets import Kind, Target, encoded, few_numbers, kind_of, task_of, yes_by_order
 from lightning_meta.sources.table_weights import row_weights, with_mean_1, with_weights
 from lightning_meta.tasks import Task
-from lightning_meta.tasks.table import TableSpec, TableTarget
+from lightning_meta.tasks.table import TableSpec, TableTarget, refuse_shared_predictions
 
 # Names of the arguments that name columns.
 DIVIDING = ("split_column", "group_column", "time_column")
@@ -320,6 +320,7 @@ class Table(TaskSource):
         targets = [
             TableTarget(name, classes, self.targets[name].unit or "") for name, (_, classes) in self._kinds.items()
         ]
+        refuse_shared_predictions(targets, self.task_column or "")
         for name, (kind, classes) in self._kinds.items():
             if kind == "binary" and (line := yes_by_order(name, self.targets[name], classes)):
                 say(_log, logging.WARNING, "Table: %s", line)

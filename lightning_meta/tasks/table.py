@@ -122,6 +122,15 @@ class TableTarget:
         _check_types(self, name=str, unit=str)
         object.__setattr__(self, "classes", _texts(f"target {self.name!r}", self.classes))
 
+    @property
+    def predictions(self) -> list[str]:
+        """The names of all columns of predictions that it may have, with and without a calibration."""
+        if not self.classes:
+            unit = f" [{self.unit}]" if self.unit else ""
+            return [f"{self.name}{unit}", f"lower({self.name}){unit}", f"upper({self.name}){unit}"]
+        of_classes = [f"p({self.name}={c})" for c in self.classes]
+        return [self.name, f"set({self.name})", f"abstained({self.name})", *of_classes]
+
 
 @dataclass(frozen=True)
 class TableSpec:
@@ -164,6 +173,28 @@ class TableSpec:
             coded = isinstance(feature, TextFeature) and feature.coded
             counts += [len(feature.texts) + FIRST] if coded else [0] * len(feature.inputs)  # type: ignore[union-attr]
         return counts
+
+
+def refuse_shared_predictions(targets: Sequence[TableTarget], task_column: str) -> None:
+    """Refuse targets of which two have a column of predictions with the same name.
+
+    Args:
+        targets: The targets.
+        task_column: Name of the column with the tasks, which is a column of the predictions, too; "" if there is none.
+
+    Raises:
+        UserError: Two columns of predictions have the same name.
+    """
+    names = [(task_column, task_column)] if task_column else []
+    names += [(target.name, name) for target in targets for name in target.predictions]
+    owners: dict[str, str] = {}
+    for owner, name in names:
+        if name in owners:
+            raise UserError(
+                f"targets: {owners[name]!r} and {owner!r} both have a column of predictions that is called {name!r}; "
+                "rename one of them in the table"
+            )
+        owners[name] = owner
 
 
 def _check_types(owner: Any, **kinds: type) -> None:

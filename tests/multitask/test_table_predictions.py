@@ -23,11 +23,14 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import lightning_meta as lm
 from lightning_meta.cli.main import main
+from lightning_meta.multitask.calibration import LabelCalibration, NumberCalibration
+from lightning_meta.multitask.table_predictions import columns_for
 from lightning_meta.nn import MLP
 from lightning_meta.run.checkpoint_io import read_checkpoint
 from lightning_meta.sources import Table, Target
 from lightning_meta.sources.table_rows import columns_in, rows_of
-from lightning_meta.tasks.table import NumberFeature
+from lightning_meta.tasks import Binary, Regression
+from lightning_meta.tasks.table import NumberFeature, TableTarget
 from tests import methods
 
 Row = dict[str, Any]
@@ -537,3 +540,54 @@ def test_a_model_that_is_trained_further_on_another_table_takes_its_encoder(
     again = lm.fit(module, lm.MultiTaskDataModule(other, seed=0), name="more", max_epochs=1, enable_progress_bar=False)
     assert again.directory is not None
     assert lm.load(again.directory).spec.table == other.table()
+
+
+SHARED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "probability": (
+        {"sold": "binary", "p(sold=yes)": "regression"},
+        {},
+        r"'sold' and 'p\(sold=yes\)' .*'p\(sold=yes\)'",
+    ),
+    "interval": ({"lower(price)": "regression", "price": "regression"}, {}, r"'lower\(price\)' and 'price' .*"),
+    "unit": ({"price": Target("regression", unit="EUR"), "price [EUR]": "regression"}, {}, r"called 'price \[EUR\]'"),
+    "task": ({"sold": "binary"}, {"task_column": "p(sold=no)"}, r"'p\(sold=no\)' and 'sold' both have"),
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_predictions_of_two_targets_with_the_same_name_are_refused_before_training(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets, options, told = SHARED[case]
+    rows = [
+        {
+            "area": i % 9,
+            "sold": ("no", "yes")[i % 2],
+            "p(sold=yes)": i / 9,
+            "price": i / 2,
+            "lower(price)": i / 3,
+            "price [EUR]": i / 7,
+            "p(sold=no)": "ab"[i % 3 // 2],
+        }
+        for i in range(60)
+    ]
+    source = Table(write(Path("t.csv"), rows), targets, features=["area"], **options)
+    with pytest.raises(lm.UserError, match=f"^targets: .*{told}.*; rename one of them in the table$"):
+        lm.MultiTaskDataModule(source).setup("fit")
+    if case == "interval":  # these overlap only if the model is calibrated
+        return
+    with monkeypatch.context() as patch:  # as in earlier versions
+        patch.setattr("lightning_meta.sources.table.refuse_shared_predictions", lambda *_: None)
+        earlier = model(Table(Path("t.csv"), targets, features=["area"], **options))
+    with pytest.raises(lm.UserError, match=r"^two columns of the predictions are called .*; rename a target"):
+        earlier.predict_table({"area": [1.0], "p(sold=no)": ["a"]})
+
+
+def test_a_target_knows_the_names_of_its_predictions() -> None:
+    outputs = torch.zeros(3, 1)
+    price, number = TableTarget("price", unit="EUR"), Regression(1).fitted(torch.arange(9.0)[:, None])
+    assert set(columns_for(price, number, outputs, NumberCalibration(9, 1.0))) == set(price.predictions)
+    assert set(columns_for(price, number, outputs)) < set(price.predictions)
+    sold = TableTarget("sold", ("no", "yes"))
+    assert set(columns_for(sold, Binary(), outputs, LabelCalibration(9, 1.0, 0.5, 0.5))) == set(sold.predictions)
+    assert set(columns_for(sold, Binary(), outputs)) < set(sold.predictions)
