@@ -453,10 +453,17 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the class and constructor arguments, so that `load` needs only the path.
 
+        `WeightAveraging` has replaced the state by averages, which integers and extra states, such as the best scores
+        so far, do not have: these are stored as they are in the module.
+
         Raises:
             NonFiniteLossError: A training loss so far was not finite.
         """
         self._check_losses()
+        for name, value in checkpoint.get("current_model_state", {}).items():
+            averaged = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+            if name.endswith("_extra_state") or not averaged:
+                checkpoint["state_dict"][name] = value
         described = describe(self)
         if marked(described, "class_path"):  # that file may no longer exist when the checkpoint is loaded
             described["init_args"].pop("backbone_weights", None)
