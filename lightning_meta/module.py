@@ -530,8 +530,20 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             self._check_losses()
 
     def on_train_epoch_end(self) -> None:
-        """Check the training losses of the epoch."""
+        """Check the training losses of the epoch, and that manual optimisation has taken a step.
+
+        Raises:
+            NonFiniteLossError: A loss was not finite.
+            UserError: A whole epoch of manual optimisation has passed without any optimiser step.
+        """
         self._check_losses()
+        whole = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # else training is stopped within it
+        if not self.automatic_optimization and self.trainer.global_step == 0 and whole:
+            raise UserError(
+                f"{type(self).__name__}.training_step: automatic_optimization is False, but no optimizer step was "
+                "taken in a whole epoch; call self.manual_backward(loss) and self.optimizers().step() in it, or leave "
+                "automatic_optimization out"
+            )
 
     def _check_losses(self) -> None:
         """Check the recorded losses. A collective operation: all ranks must call it.
