@@ -47,10 +47,12 @@ class CentredClassifier(ClassifierLearner, ABC):
         self.take_centre()
 
     def on_validation_epoch_start(self) -> None:
-        """During training, compute the centre with the weights that are validated; callbacks have put in averages."""
+        """Compute the centre with the weights that are validated in training; callbacks have put in averages."""
         super().on_validation_epoch_start()
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.take_centre()
+        elif (centre := self._known_centre(self._weights())) is not None:
+            self.centre.copy_(centre)  # after training, `WeightAveraging` puts in its average of earlier centres
 
     def on_train_end(self) -> None:
         """Compute the centre with the final weights."""
@@ -80,10 +82,8 @@ class CentredClassifier(ClassifierLearner, ABC):
     def _centre_of(self, weights: Tensors) -> Tensor:
         """The mean feature of the training classes with these weights, `(F,)`."""
         weights = {name: tensor.to(self.device) for name, tensor in weights.items()}
-        if self._last_centre is not None:
-            last, centre = self._last_centre
-            if weights.keys() == last.keys() and all(torch.equal(last[name], t) for name, t in weights.items()):
-                return centre.clone()
+        if (known := self._known_centre(weights)) is not None:
+            return known
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "training_images"):
             name = type(self).__name__
@@ -96,3 +96,11 @@ class CentredClassifier(ClassifierLearner, ABC):
         centre = total / len(images)
         self._last_centre = {name: tensor.clone() for name, tensor in weights.items()}, centre
         return centre.clone()
+
+    def _known_centre(self, weights: Tensors) -> Tensor | None:
+        """The last centre that was computed, `(F,)`, if it was with these weights."""
+        if self._last_centre is None:
+            return None
+        last, centre = self._last_centre
+        same = weights.keys() == last.keys() and all(torch.equal(last[n].to(t.device), t) for n, t in weights.items())
+        return centre.clone() if same else None

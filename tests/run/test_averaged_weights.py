@@ -218,3 +218,20 @@ def test_the_centre_is_that_of_the_averages(method: Any, average: str) -> None:
     for centre, weights in centres.seen:
         module.load_state_dict(weights)
         torch.testing.assert_close(centre, mean_feature(module, images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [lm.SimpleShot, lm.LaplacianShot])
+def test_a_validation_after_training_has_the_centre_of_the_averages(method: Any) -> None:
+    data, centres = toys.pictures(), Centres()
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    options = {**quiet, **OPTIONS, "max_steps": 11}  # not at the end of an epoch, so the last average is not validated
+    trainer = Trainer(**options, callbacks=[EMAWeightAveraging(decay=0.9), centres])
+    torch.manual_seed(0)
+    module = method(Conv4(1, width=4, blocks=2), optimizer=FAST)
+    trainer.fit(module, data)
+    centres.seen.clear()
+    trainer.validate(module, data, verbose=False)
+    assert centres.seen
+    for centre, weights in centres.seen:
+        module.load_state_dict(weights)
+        torch.testing.assert_close(centre, mean_feature(module, data.training_images(2000)), rtol=1e-4, atol=1e-5)
