@@ -453,10 +453,17 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the class and constructor arguments, so that `load` needs only the path.
 
+        `WeightAveraging` has replaced the state by averages, which integers and extra states, such as the best scores
+        so far, do not have: these are stored as they are in the module.
+
         Raises:
             NonFiniteLossError: A training loss so far was not finite.
         """
         self._check_losses()
+        for name, value in checkpoint.get("current_model_state", {}).items():
+            averaged = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+            if name.endswith("_extra_state") or not averaged:
+                checkpoint["state_dict"][name] = value
         described = describe(self)
         if marked(described, "class_path"):  # that file may no longer exist when the checkpoint is loaded
             described["init_args"].pop("backbone_weights", None)
@@ -523,8 +530,20 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             self._check_losses()
 
     def on_train_epoch_end(self) -> None:
-        """Check the training losses of the epoch."""
+        """Check the training losses of the epoch, and that manual optimisation has taken a step.
+
+        Raises:
+            NonFiniteLossError: A loss was not finite.
+            UserError: A whole epoch of manual optimisation has passed without any optimiser step.
+        """
         self._check_losses()
+        whole = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # else training is stopped within it
+        if not self.automatic_optimization and self.trainer.global_step == 0 and whole:
+            raise UserError(
+                f"{type(self).__name__}.training_step: automatic_optimization is False, but no optimizer step was "
+                "taken in a whole epoch; call self.manual_backward(loss) and self.optimizers().step() in it, or leave "
+                "automatic_optimization out"
+            )
 
     def _check_losses(self) -> None:
         """Check the recorded losses. A collective operation: all ranks must call it.

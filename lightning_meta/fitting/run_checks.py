@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -52,9 +52,16 @@ def check_parts(callbacks: Iterable[Callback], plugins: Iterable[Any], say: Nami
         say: Formats the name of an argument in the error.
 
     Raises:
-        UserError: There is a second `RunCheckpoint`, a search for a batch size or learning rate, or a `CheckpointIO`.
+        UserError: There is a second `RunCheckpoint`, a search for a batch size or learning rate,
+            `StochasticWeightAveraging`, or a `CheckpointIO`.
     """
     for callback in callbacks:
+        if isinstance(callback, StochasticWeightAveraging):
+            raise UserError(
+                f"{say('trainer.callbacks')}: {type(callback).__name__} puts its average into the module after the "
+                "last checkpoint is written, so a run could neither test nor resume it; use WeightAveraging or "
+                "EMAWeightAveraging"
+            )
         if isinstance(callback, RunCheckpoint):
             raise UserError(
                 f"{say('trainer.callbacks')}: a run has one RunCheckpoint; give it as {say('checkpoint')} instead"
@@ -73,6 +80,27 @@ def check_parts(callbacks: Iterable[Callback], plugins: Iterable[Any], say: Nami
                 f"{say('trainer.plugins')}: a run writes its checkpoints itself, each completely or not at all; leave "
                 f"out {type(plugin).__name__}"
             )
+
+
+class PartsCheck(Callback):
+    """Refuses callbacks that a module adds by `configure_callbacks`, like those given for the Trainer.
+
+    Args:
+        checkpoint: The `RunCheckpoint` of the run.
+        say: Formats the name of an argument in the error.
+    """
+
+    def __init__(self, checkpoint: RunCheckpoint, say: Naming = as_argument) -> None:
+        self._checkpoint, self._say = checkpoint, say
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check all callbacks.
+
+        Raises:
+            UserError: The module adds a callback that `check_parts` refuses.
+        """
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        check_parts([callback for callback in callbacks if callback is not self._checkpoint], [], self._say)
 
 
 def check_stages(

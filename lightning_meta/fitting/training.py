@@ -22,7 +22,7 @@ from lightning_meta.fitting.ending import ending_well
 from lightning_meta.fitting.place import Place
 from lightning_meta.fitting.precision_note import PrecisionNote
 from lightning_meta.fitting.progress_bar import progress_bar
-from lightning_meta.fitting.run_checks import check_parts, check_stages
+from lightning_meta.fitting.run_checks import PartsCheck, check_parts, check_stages
 from lightning_meta.fitting.seeding import note_use_of_seed
 from lightning_meta.fitting.summary import print_summary, without_mean, write_outcome
 from lightning_meta.loading import weights_error
@@ -112,8 +112,8 @@ class Training:
         save_config = SaveConfig(config, self.record)
         # The order matters: the record compares options before the checkpoint callback truncates `metrics.csv`, and the
         # checkpoint callback writes the previous step before other callbacks log values for the next one.
-        callbacks = [self.record, MonitorCheck(), checkpoint, self.termination, self.watch, save_config]
-        callbacks += [PrecisionNote(say), *as_list(options.get("callbacks"))]
+        callbacks = [self.record, PartsCheck(checkpoint, say), MonitorCheck(), checkpoint, self.termination, self.watch]
+        callbacks += [save_config, PrecisionNote(say), *as_list(options.get("callbacks"))]
         if not any(isinstance(c, LearningRateMonitor) for c in callbacks):
             callbacks.append(LearningRateMonitor("step"))
         if options.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):

@@ -108,8 +108,8 @@ class MetaModule(ChecksBatches, Learner, ABC):
 
     batch_type, data_module = Episode, "EpisodicDataModule"
     not_of_a_step: ClassVar[tuple[str, ...]] = (
-        "_centred_at",
         "_compiled",
+        "_last_centre",
         "_vectorises",
         "_visits_chosen",
         "_warned_of_loop",

@@ -201,6 +201,10 @@ class RunCheckpoint(Callback):
         Callbacks read the checkpoint before the loops do, so the loops see the changes made here.
         """
         if trainer.state.fn != "fit":
+            # In the Trainer that trained, `WeightAveraging` would replace the stored averages by the weights that it
+            # stores under this name to resume from.
+            if "current_model_state" in checkpoint:
+                checkpoint["current_model_state"] = checkpoint["state_dict"]
             return
         self._resumed = checkpoint.get("quiet_moment")
         if self._resumed is None:

@@ -22,7 +22,7 @@ from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.sources import FromDataset, Sinusoid
 from lightning_meta.tasks import EpisodeSpec
-from lightning_meta.testing.toys import pictures
+from lightning_meta.testing.toys import pictures, sums
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -379,3 +379,70 @@ def test_the_inner_loss_alone_can_be_replaced() -> None:
     outcome = module.task_loss(support, query, 0)
     expected = (functional_call(module.network, {**adapted}, query.x) - query.y).square().mean()
     torch.testing.assert_close(outcome.loss, expected)
+
+
+class ManualProtoNet(ProtoNet):
+    """Manual optimization: a step after every `every` batches, none if it is 0."""
+
+    automatic_optimization = False
+    every = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        _manual_step(self, loss, batch_idx)
+        return loss
+
+
+class ManualMultiHead(MultiHead):
+    """The same."""
+
+    automatic_optimization = False
+    every = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        _manual_step(self, loss, batch_idx)
+        return loss
+
+
+def _manual_step(module: Any, loss: Tensor, batch_idx: int) -> None:
+    if module.every:
+        module.manual_backward(loss)
+        if (batch_idx + 1) % module.every == 0:
+            module.optimizers().step()
+            module.optimizers().zero_grad()
+
+
+def _manual(method: Any, every: int, **options: Any) -> tuple[Any, L.Trainer]:
+    size, data = (256, pictures()) if method is ManualProtoNet else (4, sums())
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, **quiet, **options)
+    module = method(MLP(size, (8,)))
+    module.every = every
+    trainer.fit(module, data)
+    return module, trainer
+
+
+@pytest.mark.parametrize("method", [ManualProtoNet, ManualMultiHead])
+def test_manual_optimization_without_a_step_ends_after_an_epoch(method: Any) -> None:
+    with pytest.raises(
+        UserError, match=rf"{method.__name__}.training_step: .* call self.manual_backward\(loss\)"
+    ) as error:
+        _manual(method, 0, max_steps=8, max_epochs=3)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", [ManualProtoNet, ManualMultiHead])
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_manual_optimization_may_accumulate(method: Any, every: int) -> None:
+    _, trainer = _manual(method, every, max_epochs=2)  # of three batches
+    assert trainer.global_step == 2 * (3 // every)
+
+
+def test_manual_optimization_that_is_stopped_within_an_epoch_needs_no_step() -> None:
+    class Stops(L.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.should_stop = True
+
+    _, trainer = _manual(ManualProtoNet, 2, max_epochs=2, callbacks=[Stops()])
+    assert trainer.global_step == 0
