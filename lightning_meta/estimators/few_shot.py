@@ -58,7 +58,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     - `ridge`: $\min_{W, b} \sum \lVert x W + b - y \rVert^2 + \lambda \lVert W \rVert^2$; its outputs times `scale` are
       the logits. It predicts the same labels as scikit-learn's `RidgeClassifier(alpha=λ)`.
     - `logistic`: $\min_{W, b} \sum -\log \mathrm{softmax}_y(x W + b) + \frac{\lambda}{2} \lVert W \rVert^2$, which is
-      `LogisticRegression(C=1/λ)`.
+      `LogisticRegression(C=1/λ)` for 3 or more classes, and `LogisticRegression(C=2/λ)` for 2.
     - `nearest_mean`: the logits are $-\lVert x - c_n \rVert^2$ with the class means $c_n$, so the
       predictions equal those of `NearestCentroid`.
 
