@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from lightning_meta.errors import UserError
 from lightning_meta.functional.exact import ExactDerivatives
@@ -123,13 +124,23 @@ _REMEDIES = {
 }
 
 
+class _RequiresGrad(TorchFunctionMode):
+    """Notes whether `Tensor.requires_grad_` is called, which torch does not allow within `torch.func`."""
+
+    called = False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called |= function is Tensor.requires_grad_
+        return function(*args, **(kwargs or {}))
+
+
 def check_derivatives(
-    forward: Callable[[dict[str, Tensor]], Tensor], parameters: dict[str, Tensor], first_order: bool = False
+    network: Callable[[dict[str, Tensor]], Tensor], parameters: dict[str, Tensor], first_order: bool = False
 ) -> None:
     """Compute the gradient of one inner step, to fail before training with a clear message.
 
     Args:
-        forward: Function from parameters by name to outputs of any shape, without side effects.
+        network: Function from parameters by name to outputs of any shape, without side effects.
         parameters: Parameters that the inner loop adapts.
         first_order: Whether second derivatives are omitted.
 
@@ -142,6 +153,12 @@ def check_derivatives(
     def energy(p: dict[str, Tensor]) -> Tensor:
         return forward(p).abs().square().sum()
 
+    requires_grad = _RequiresGrad()
+
+    def forward(parameters: dict[str, Tensor]) -> Tensor:
+        with requires_grad:
+            return network(parameters)
+
     try:
         with ExactDerivatives(), torch.enable_grad():
             gradients = grad(energy)(start)
@@ -152,6 +169,11 @@ def check_derivatives(
         raise
     except RuntimeError as error:
         remedy = next((text for part, text in _REMEDIES.items() if re.search(part, str(error))), None)
+        if remedy is None and requires_grad.called:
+            remedy = (
+                "its forward calls Tensor.requires_grad_, or torch.autograd.functional does; compute derivatives by "
+                "torch.func.grad or torch.func.vjp, and leave torch.utils.checkpoint out"
+            )
         if remedy is None:
             raise
         raise UserError(f"backbone: it cannot be differentiated in an inner loop: {remedy} (torch: {error})") from error
