@@ -23,9 +23,14 @@ SLOWLY_MAPPED = "There is a performance drop because we have not yet implemented
 
 _Refusal = tuple[Callable[[nn.Module], object], str]
 
+
+def _is_lazy(module: nn.Module) -> bool:
+    return any(t is not None and is_lazy(t) for t in [*module._parameters.values(), *module._buffers.values()])
+
+
 _ALWAYS: tuple[_Refusal, ...] = (
     (
-        lambda m: any(t is not None and is_lazy(t) for t in [*m._parameters.values(), *m._buffers.values()]),
+        _is_lazy,
         "its sizes are not known yet; set them, or run the network once on an example first",
     ),
     (
@@ -84,6 +89,20 @@ def check_layers(network: nn.Module, inner_gradients: bool = True) -> None:
         for name, value in vars(module).items():
             if not name.startswith("_"):
                 _check_container(path, module, name, value, registered)
+
+
+def check_sizes(module: nn.Module) -> None:
+    """Refuse lazy layers anywhere in a module, such as those that a method makes itself.
+
+    Raises:
+        UserError: The name of the layer and the fix.
+    """
+    for path, part in module.named_modules():
+        if _is_lazy(part):
+            raise UserError(
+                f"{type(module).__name__}: {_label(path, part)} cannot be used: its sizes are not known yet; make it "
+                "with its sizes, in `build` if they depend on the data"
+            )
 
 
 def _check_container(path: str, module: nn.Module, name: str, value: Any, registered: set[int]) -> None:
