@@ -31,6 +31,7 @@ from lightning_meta.functional.ranks import world_size
 from lightning_meta.loss_watch import LossWatch
 from lightning_meta.migration import LAYOUT, layout_of, renamed_weights, take_precision
 from lightning_meta.modes import check_mode
+from lightning_meta.nn.checks import check_sizes
 from lightning_meta.nn.features import as_input, zeros_like_inputs
 from lightning_meta.nn.normalization import statistics_from, task_norms
 from lightning_meta.nn.step_graph import StepGraphs
@@ -250,6 +251,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     def _configure_parts(self) -> None:
         self._take_spec()
         self.make_parts()
+        check_sizes(self)
         like = next(self.backbone.parameters(), None)
         if like is not None and like.device.type != "cpu":
             self.to(like.device)  # a callback may have moved the module to its device before `setup`

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_meta.arrays import tensor_of
 from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import loses_digits
 
@@ -72,7 +74,7 @@ class Pool:
         Raises:
             UserError: A label is out of range, or the numbers of labels and examples differ.
         """
-        labels = torch.as_tensor(y, dtype=torch.int64)
+        labels = (tensor_of(y) if isinstance(y, np.ndarray) else torch.as_tensor(y)).to(torch.int64)
         if len(labels) != len(x):
             raise UserError(f"{len(x)} examples have {len(labels)} labels; every example needs one")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):

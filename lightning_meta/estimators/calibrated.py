@@ -14,6 +14,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.estimators.needed import check_consistent_length, check_is_fitted
 from lightning_meta.estimators.targets import columns_of, labelled_rows, labels_of, numbers_of, plain
 from lightning_meta.multitask.calibration import LabelCalibration, NumberCalibration, fewest_labels
+from lightning_meta.nn.normalization import refuse_batch_statistics
 
 ROWS = "rows with a target in each column of y"
 
@@ -23,6 +24,7 @@ class PredictsSets:
 
     _many: bool
     classes_: Any
+    module_: Any
     predict_proba: Any
     _outputs: Any
 
@@ -43,10 +45,12 @@ class PredictsSets:
             The estimator.
 
         Raises:
-            UserError: A label is not in `classes_`, or a target has fewer than (1 − α) / α labels.
+            UserError: A label is not in `classes_`, a target has fewer than (1 − α) / α labels, or predictions depend
+                on the other rows of a batch.
         """
         share(0.1, error=error)
         check_is_fitted(self)
+        refuse_batch_statistics(self.module_, "backbone")
         y = labels_of(y)
         outputs = self._outputs(X)
         check_consistent_length(outputs[0][1], y)
@@ -110,6 +114,7 @@ class PredictsIntervals:
     """Calibration methods of `MultiTaskRegressor`."""
 
     _many: bool
+    module_: Any
     predict: Any
 
     def calibrate(self, X: Any, y: Any, error: float = 0.1) -> Self:
@@ -128,10 +133,11 @@ class PredictsIntervals:
             The estimator.
 
         Raises:
-            UserError: A target has fewer than (1 − α) / α rows.
+            UserError: A target has fewer than (1 − α) / α rows, or predictions depend on the other rows of a batch.
         """
         share(0.1, error=error)
         check_is_fitted(self)
+        refuse_batch_statistics(self.module_, "backbone")
         y = numbers_of(y)
         predicted = self.predict(X)
         check_consistent_length(predicted, y)

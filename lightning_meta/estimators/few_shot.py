@@ -33,6 +33,7 @@ from lightning_meta.estimators.targets import one_column
 from lightning_meta.functional.prototypes import unit_length
 from lightning_meta.multitask.calibration import LabelCalibration
 from lightning_meta.nn.features import IMAGE_DIMS, as_input, images_at_once, shape_after
+from lightning_meta.nn.normalization import refuse_batch_statistics
 from lightning_meta.nn.stateless import in_evaluation_mode
 
 DEFAULT = "efficientnet_lite0"
@@ -57,7 +58,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     - `ridge`: $\min_{W, b} \sum \lVert x W + b - y \rVert^2 + \lambda \lVert W \rVert^2$; its outputs times `scale` are
       the logits. It predicts the same labels as scikit-learn's `RidgeClassifier(alpha=λ)`.
     - `logistic`: $\min_{W, b} \sum -\log \mathrm{softmax}_y(x W + b) + \frac{\lambda}{2} \lVert W \rVert^2$, which is
-      `LogisticRegression(C=1/λ)`.
+      `LogisticRegression(C=1/λ)` for 3 or more classes, and `LogisticRegression(C=2/λ)` for 2.
     - `nearest_mean`: the logits are $-\lVert x - c_n \rVert^2$ with the class means $c_n$, so the
       predictions equal those of `NearestCentroid`.
 
@@ -193,9 +194,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             The estimator.
 
         Raises:
-            UserError: A label is not in `classes_`, or there are fewer than (1 − α) / α examples.
+            UserError: A label is not in `classes_`, there are fewer than (1 − α) / α examples, or predictions depend on
+                the other examples of a call.
         """
         share(0.1, error=error)
+        check_is_fitted(self)
+        self._check_exchangeable()
         targets = one_column(y)
         logits = torch.from_numpy(self._logits(X))
         check_consistent_length(logits, targets)
@@ -240,6 +244,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         probability(threshold=threshold)
         unsure: NDArray[np.bool_] = self.predict_proba(X).max(1) < threshold
         return unsure
+
+    def _check_exchangeable(self) -> None:
+        """Refuse to calibrate if a prediction depends on the other examples of a call, which may be fewer later."""
+        if self.learner_ is not None and self.predictor_.depends_on_company:
+            from lightning_meta.meta.calibration import predicts_together  # here, as it imports the meta-learners
+
+            raise predicts_together(self.learner_, "model")
+        if isinstance(self.model_, nn.Module) and self.of_images_:
+            refuse_batch_statistics(self.model_, "model")
 
     def _calibration(self, method: str) -> LabelCalibration:
         check_is_fitted(self)

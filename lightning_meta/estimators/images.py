@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lightning_meta.arrays import tensor_of
 from lightning_meta.data.images import read_images
 from lightning_meta.errors import UserError
 from lightning_meta.nn.features import IMAGE_DIMS
@@ -90,7 +91,7 @@ def as_images(X: Any, shape: Sequence[int | None]) -> Tensor:
     array = np.array(X)  # copied, because joblib passes read-only arrays
     if array.dtype.kind not in "biuf":
         raise UserError(f"X: images are uint8 in [0, 255] or real in [0, 1], got {array.dtype}; X.astype('uint8')")
-    images = torch.from_numpy(array)
+    images = tensor_of(array)
     if images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
         raise UserError(f"X: images of shape {tuple(images.shape)}; channels come first: X.transpose(0, 3, 1, 2)")
     if images.dtype == torch.uint8:

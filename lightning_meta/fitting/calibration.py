@@ -19,7 +19,7 @@ from lightning_meta.fitting.evaluation import own_names
 from lightning_meta.fitting.quiet import quiet_lightning
 from lightning_meta.fitting.trained_data import warn_of_other_training_data
 from lightning_meta.meta import MetaModule
-from lightning_meta.meta.calibration import Calibration, TaskLogits
+from lightning_meta.meta.calibration import Calibration, TaskLogits, predicts_together
 from lightning_meta.meta.scores import TaskScores
 from lightning_meta.run.naming import naming_arguments
 
@@ -157,14 +157,7 @@ def task_logits(
     if data.regression:
         raise UserError("data: regression tasks have no classes; calibrate a classifier")
     if module.transductive:
-        name, hint = type(module).__name__, "choose an inductive method"
-        if not module.uses_query_set:
-            hint = "give batch_norm inductive"
-        argument = "module" if module.uses_query_set else "batch_norm"
-        raise UserError(
-            f"{argument}: {name} predicts the queries of a task together, so the probabilities of a query depend on "
-            f"the others; {hint}"
-        )
+        raise predicts_together(module, "module" if module.uses_query_set else "batch_norm")
     chosen: dict[str, Any] = {
         name: n for name, n in (("ways", ways), ("shots", shots), ("queries", queries)) if n is not None
     }

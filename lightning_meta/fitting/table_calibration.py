@@ -16,6 +16,7 @@ from lightning_meta.fitting.quiet import quiet_lightning
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.calibration import Measured, TableCalibration, fewest_labels
 from lightning_meta.multitask.records import TaskRecord
+from lightning_meta.nn.normalization import refuse_batch_statistics
 from lightning_meta.run.naming import naming_arguments
 
 _log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def calibrate_table(
 
     Raises:
         UserError: The model was not trained on a table, `data` is another table or none, all tasks have too few
-            validation labels, or predictions are not finite.
+            validation labels, or predictions are not finite or depend on the other rows of a batch.
     """
     with naming_arguments():
         share(0.9, coverage=coverage)
@@ -83,6 +84,7 @@ def calibrate_table_by(
             f"module: {type(module).__name__} was not trained on a lightning_meta.sources.Table, and only models of "
             "tables are calibrated"
         )
+    refuse_batch_statistics(module, "module")
     for column in ("group_column", "time_column"):
         if trainer.is_global_zero and getattr(data.source, column, None) is not None:
             _log.warning(

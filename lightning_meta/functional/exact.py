@@ -61,14 +61,14 @@ class ExactDerivatives(TorchFunctionMode):
         replacement = _REPLACEMENTS.get(function)
         if replacement is not None:
             self.found = True
-            if get_interpreter_stack():
+            if get_interpreter_stack() or function in _WITH_STATISTICS:
                 return replacement(function, *args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
 
 
 def _gradients_are_mapped() -> bool:
     """Whether a gradient is taken within or around `vmap`, in whatever order."""
-    transforms = {level.key() for level in get_interpreter_stack()}
+    transforms = {level.key() for level in get_interpreter_stack() or ()}
     return transforms >= {TransformType.Grad, TransformType.Vmap}
 
 
@@ -117,7 +117,9 @@ def _channel_norm(of_batch: bool) -> Function:
         eps: float = 1e-5,
     ) -> Tensor:
         if not use_input_stats or not _gradients_are_mapped():
-            return function(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+            # torch refuses statistics with a gradient, as those that a recomputed step returns have.
+            mean, var = (None if s is None else s.detach() for s in (running_mean, running_var))
+            return function(input, mean, var, weight, bias, use_input_stats, momentum, eps)
         dims = [0, *range(2, input.dim())] if of_batch else list(range(2, input.dim()))
         x, *statistics = _normalise(input, dims, eps)
         if running_mean is not None and running_var is not None:
@@ -149,11 +151,23 @@ def _batch_norm(
 def _weights_first(replacement: Function) -> Function:
     """`torch.batch_norm` and `torch.instance_norm` take the weights before the statistics, and a switch for cuDNN."""
 
-    def reordered(function: Function, input: Tensor, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -> Tensor:
-        def original(input: Tensor, mean: Any, var: Any, weight: Any, bias: Any, *options: Any) -> Tensor:
-            return function(input, weight, bias, mean, var, *options, rest[-1])
+    def reordered(
+        function: Function,
+        input: Tensor,
+        weight: Any,
+        bias: Any,
+        running_mean: Any,
+        running_var: Any,
+        *rest: Any,
+        **named: Any,
+    ) -> Tensor:
+        order = ("training", "use_input_stats", "momentum", "eps", "cudnn_enabled")
+        *options, cudnn_enabled = *rest, *(named[name] for name in order if name in named)
 
-        return replacement(original, input, mean, var, weight, bias, *rest[:-1])
+        def original(input: Tensor, mean: Any, var: Any, weight: Any, bias: Any, *options: Any) -> Tensor:
+            return function(input, weight, bias, mean, var, *options, cudnn_enabled)
+
+        return replacement(original, input, running_mean, running_var, weight, bias, *options)
 
     return reordered
 
@@ -236,6 +250,8 @@ def _without_cudnn(function: Function, *args: Any, **kwargs: Any) -> Any:
     finally:
         torch.backends.cudnn.enabled = before
 
+
+_WITH_STATISTICS = frozenset((F.instance_norm, torch.instance_norm, F.batch_norm, torch.batch_norm))
 
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.layer_norm: _layer_norm,

@@ -51,7 +51,8 @@ def linear_models(tasks: Sequence[Labelled], strengths: Sequence[float]) -> Iter
     with n rows in all, and v the mean variance of the features within tasks, so that λ depends neither on n nor on the
     unit of x. Rows may have weights, which multiply their losses and count in the means and the variance. Squared
     errors are solved in closed form, as in scikit-learn's `Ridge(alpha=n * λ * v)` for one task (the factor ½ is then
-    left out); other losses by L-BFGS in float64, as in its `LogisticRegression(C=1 / (n * λ * v))`.
+    left out); other losses by L-BFGS in float64, as in its `LogisticRegression(C=1 / (n * λ * v))` for a binary task,
+    or 3 or more classes. For 2 classes, which have a column of W each, C is twice that.
 
     Args:
         tasks: Tasks that share W, at least one.

@@ -19,6 +19,9 @@ def logistic_regression(features: Tensor, labels: Tensor, ways: int) -> tuple[Te
 
     $$\min_{W, b} \sum_{(x, y)} -\log \mathrm{softmax}_y(W x + b) + \frac{1}{2} \lVert W \rVert^2$$
 
+    This holds for 3 or more classes. For 2 classes scikit-learn has a single weight vector, the difference of the two
+    rows of W, whose penalty is half as large: the result is that of `LogisticRegression(C=2)`.
+
     The optimal W is a weighted sum of examples, $W = A X$, so there are N (M + 1) unknowns for any F. Newton's method
     starts at 0 and takes a fixed number of steps. Its linear systems are solved by conjugate gradients, which need only
     products with the Gram matrix. There are no random draws and no host synchronisation, and the function can be mapped

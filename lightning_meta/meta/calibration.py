@@ -7,12 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_meta.errors import UserError
 from lightning_meta.functional.conformal import (
     fit_temperature,
     hierarchical_quantile,
     open_set_auroc,
     prediction_sets,
 )
+from lightning_meta.meta.learner import Learner
 from lightning_meta.meta.scores import mean_and_interval
 
 
@@ -122,3 +124,20 @@ class Calibration(NamedTuple):
         }
         rounded = {name: None if mean is None else round(float(mean), 6) for name, mean in means.items()}
         return {"tasks": float(len(covered)), **rounded}
+
+
+def predicts_together(module: Learner, argument: str) -> UserError:
+    """The error for a calibration of predictions that depend on the other queries of their call.
+
+    Examples of the calibration and new ones are then not exchangeable, so coverage is not guaranteed.
+
+    Args:
+        module: The meta-learner.
+        argument: Name of the option, for the message.
+    """
+    by_norms = hasattr(module, "batch_norm") and not module.uses_query_set
+    hint = "give batch_norm inductive" if by_norms else "choose an inductive method"
+    return UserError(
+        f"{argument}: {type(module).__name__} predicts the queries of a task together, so the probabilities of a query "
+        f"depend on the others; {hint}"
+    )

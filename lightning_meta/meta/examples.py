@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_meta.arrays import tensor_of
 from lightning_meta.checks import is_missing
 from lightning_meta.errors import UserError, reason_of
 
@@ -29,8 +30,8 @@ def inputs_of(x: Any) -> Tensor:
     try:
         values = _without_index(x)
         if isinstance(values, list | tuple) and any(isinstance(value, Tensor | np.ndarray) for value in values):
-            values = torch.stack([torch.as_tensor(value) for value in values])
-        tensor = torch.as_tensor(values)
+            values = torch.stack([_as_tensor(value) for value in values])
+        tensor = _as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(
             f"x: a tensor or an array of numbers is needed, got {type(x).__name__} ({reason_of(error, 100)})"
@@ -87,12 +88,11 @@ def targets_of(labels: Any) -> Tensor:
 
 def _without_index(values: Any) -> Any:
     """The values of a column of pandas or another library, whose index may begin at any number."""
-    values = values.to_numpy() if hasattr(values, "to_numpy") else values
-    if not isinstance(values, np.ndarray):
-        return values
-    # torch takes no reversed arrays and no other byte order, and warns of arrays that cannot be written to.
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    return values.copy() if not values.flags.writeable or min(values.strides, default=0) < 0 else values
+    return values.to_numpy() if hasattr(values, "to_numpy") else values
+
+
+def _as_tensor(values: Any) -> Tensor:
+    return tensor_of(values) if isinstance(values, np.ndarray) else torch.as_tensor(values)
 
 
 def _of_objects(array: np.ndarray[Any, Any], needed: str) -> np.ndarray[Any, Any]:

@@ -80,5 +80,7 @@ class ProtoMAML(GradientBasedLearner):
         body = self._sequence("backbone")
         tensors = {name: p for name, p in parameters.items() if name not in _HEAD}
         features, _ = stateless_call(body, {**tensors, **own_buffers(body)}, support.x, "batch")
-        prototypes = class_means(features, support.y, ways)
-        return {**parameters, "head.weight": 2 * prototypes, "head.bias": -prototypes.square().sum(-1)}
+        prototypes = class_means(features, support.y, ways)  # at least float32
+        weight, bias = 2 * prototypes, -prototypes.square().sum(-1)
+        dtype = parameters["head.weight"].dtype
+        return {**parameters, "head.weight": weight.to(dtype), "head.bias": bias.to(dtype)}

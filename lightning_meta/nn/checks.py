@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from lightning_meta.errors import UserError
 from lightning_meta.functional.exact import ExactDerivatives
@@ -22,9 +23,14 @@ SLOWLY_MAPPED = "There is a performance drop because we have not yet implemented
 
 _Refusal = tuple[Callable[[nn.Module], object], str]
 
+
+def _is_lazy(module: nn.Module) -> bool:
+    return any(t is not None and is_lazy(t) for t in [*module._parameters.values(), *module._buffers.values()])
+
+
 _ALWAYS: tuple[_Refusal, ...] = (
     (
-        lambda m: any(t is not None and is_lazy(t) for t in [*m._parameters.values(), *m._buffers.values()]),
+        _is_lazy,
         "its sizes are not known yet; set them, or run the network once on an example first",
     ),
     (
@@ -85,6 +91,20 @@ def check_layers(network: nn.Module, inner_gradients: bool = True) -> None:
                 _check_container(path, module, name, value, registered)
 
 
+def check_sizes(module: nn.Module) -> None:
+    """Refuse lazy layers anywhere in a module, such as those that a method makes itself.
+
+    Raises:
+        UserError: The name of the layer and the fix.
+    """
+    for path, part in module.named_modules():
+        if _is_lazy(part):
+            raise UserError(
+                f"{type(module).__name__}: {_label(path, part)} cannot be used: its sizes are not known yet; make it "
+                "with its sizes, in `build` if they depend on the data"
+            )
+
+
 def _check_container(path: str, module: nn.Module, name: str, value: Any, registered: set[int]) -> None:
     """Refuse modules and parameters in plain lists: torch would neither train nor store them."""
     for item in _items(value):
@@ -123,13 +143,23 @@ _REMEDIES = {
 }
 
 
+class _RequiresGrad(TorchFunctionMode):
+    """Notes whether `Tensor.requires_grad_` is called, which torch does not allow within `torch.func`."""
+
+    called = False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called |= function is Tensor.requires_grad_
+        return function(*args, **(kwargs or {}))
+
+
 def check_derivatives(
-    forward: Callable[[dict[str, Tensor]], Tensor], parameters: dict[str, Tensor], first_order: bool = False
+    network: Callable[[dict[str, Tensor]], Tensor], parameters: dict[str, Tensor], first_order: bool = False
 ) -> None:
     """Compute the gradient of one inner step, to fail before training with a clear message.
 
     Args:
-        forward: Function from parameters by name to outputs of any shape, without side effects.
+        network: Function from parameters by name to outputs of any shape, without side effects.
         parameters: Parameters that the inner loop adapts.
         first_order: Whether second derivatives are omitted.
 
@@ -142,6 +172,12 @@ def check_derivatives(
     def energy(p: dict[str, Tensor]) -> Tensor:
         return forward(p).abs().square().sum()
 
+    requires_grad = _RequiresGrad()
+
+    def forward(parameters: dict[str, Tensor]) -> Tensor:
+        with requires_grad:
+            return network(parameters)
+
     try:
         with ExactDerivatives(), torch.enable_grad():
             gradients = grad(energy)(start)
@@ -152,6 +188,11 @@ def check_derivatives(
         raise
     except RuntimeError as error:
         remedy = next((text for part, text in _REMEDIES.items() if re.search(part, str(error))), None)
+        if remedy is None and requires_grad.called:
+            remedy = (
+                "its forward calls Tensor.requires_grad_, or torch.autograd.functional does; compute derivatives by "
+                "torch.func.grad or torch.func.vjp, and leave torch.utils.checkpoint out"
+            )
         if remedy is None:
             raise
         raise UserError(f"backbone: it cannot be differentiated in an inner loop: {remedy} (torch: {error})") from error

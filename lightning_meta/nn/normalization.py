@@ -201,6 +201,21 @@ def task_norms(module: nn.Module) -> dict[str, TaskBatchNorm]:
     return {name: part for name, part in module.named_modules() if isinstance(part, TaskBatchNorm)}
 
 
+def refuse_batch_statistics(network: nn.Module, argument: str) -> None:
+    """Refuse to calibrate a network whose evaluation depends on the other examples of a batch.
+
+    Raises:
+        UserError: The name of a layer without running statistics.
+    """
+    for name, part in network.named_modules():
+        if isinstance(part, _BatchNorm) and part.running_mean is None:
+            raise UserError(
+                f"{argument}: {name or 'the network'} ({type(part).__name__}) has no running statistics, so "
+                "predictions depend on the other examples of a batch and cannot be calibrated; leave "
+                "track_running_stats=False out"
+            )
+
+
 def freeze_evaluated(module: nn.Module) -> None:
     """Mark the layers that the user keeps in evaluation mode during training as frozen."""
     for norm in task_norms(module).values():

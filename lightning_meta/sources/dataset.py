@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lightning_meta.arrays import tensor_of
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.hashes import of_pools
 from lightning_meta.data.image_files import on_white, refuse_deep
@@ -188,4 +189,4 @@ def _tensor(x: Any, where: str) -> Tensor:
     array = np.array(x)
     if array.dtype.kind not in "uifb":
         raise UserError(f"{where}: x is a {type(x).__name__}, expected a tensor, an array or a PIL image")
-    return torch.from_numpy(array)
+    return tensor_of(array)

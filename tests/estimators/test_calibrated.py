@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
+from torch import nn
 
 import lightning_meta as lm
 from lightning_meta.errors import UserError
@@ -159,3 +160,12 @@ def best_temperature(p: Any, labels: Any) -> float:
         return float(-(smoothed * (z - np.log(np.exp(z).sum(1, keepdims=True)))).sum())
 
     return float(np.exp(-minimize_scalar(loss, options={"xtol": 1e-9}).x))
+
+
+def test_outputs_that_depend_on_the_other_rows_of_a_batch_are_not_calibrated() -> None:
+    x, numbers, labels = rows(0, 80)
+    norm = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False))
+    for kind, y in ((lm.estimators.MultiTaskRegressor, numbers), (lm.estimators.MultiTaskClassifier, labels)):
+        own = kind(backbone=norm, max_epochs=1).fit(x, y)
+        with pytest.raises(UserError, match=r"backbone: backbone\.1 .* has no running statistics"):
+            own.calibrate(x, y)

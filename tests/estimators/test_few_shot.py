@@ -7,6 +7,7 @@ import io
 import pickle
 import sys
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from lightning_meta.tasks import EpisodeSpec
 
 Arrays = tuple[NDArray[Any], NDArray[Any]]
 FewShotClassifier = lm.estimators.FewShotClassifier
+TRANSDUCTIVE = (lm.AlphaTIM, lm.BDCSPN, lm.LaplacianShot, lm.PTMAP, lm.SoftKMeans, lm.TIM)
 
 
 @pytest.fixture
@@ -78,11 +80,14 @@ def test_ridge_labels_as_scikit_learn_s(wine: Arrays, penalty: float) -> None:
     assert (own.predict(x) == theirs.predict(x)).all()
 
 
+@pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("penalty", [0.1, 1.0, 30.0])
-def test_logistic_regression_is_scikit_learn_s(wine: Arrays, penalty: float) -> None:
-    x, y = wine
+def test_logistic_regression_is_scikit_learn_s(wine: Arrays, penalty: float, classes: int) -> None:
+    """With two classes scikit-learn penalises one weight vector, the difference of the two of softmax, half as much."""
+    x, y = (part[np.isin(wine[1], np.unique(wine[1])[:classes])] for part in wine)
     own = FewShotClassifier(learner="logistic", penalty=penalty).fit(x, y)
-    theirs = LogisticRegression(C=1 / penalty, tol=1e-9, max_iter=10_000).fit(x, y)
+    inverse = {2: 2 / penalty, 3: 1 / penalty}[classes]
+    theirs = LogisticRegression(C=inverse, tol=1e-9, max_iter=10_000).fit(x, y)
     np.testing.assert_allclose(own.predict_proba(x), theirs.predict_proba(x), atol=1e-3)
 
 
@@ -224,6 +229,28 @@ def test_calibration_by_further_examples() -> None:
         own.predict_set(x)
     with pytest.raises(lm.UserError, match="y: 'e' is not one of the classes of fit"):
         own.calibrate(x[:2], ["a", "e"])
+
+
+def test_predictions_that_depend_on_the_other_examples_are_not_calibrated(pictures: Arrays) -> None:
+    """Sets would be too small for new examples that are predicted in other numbers than those of the calibration."""
+    (x, y), spec = pictures, EpisodeSpec(input_shape=(3, 8, 8), outputs=4, classes=4, input_dtype="uint8")
+    together = "predicts the queries of a task together, so the probabilities of a query depend on the others"
+    conv = partial(lm.nn.Conv4, 3, 4, blocks=2)
+    norm = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * 64, track_running_stats=False))
+    cases: list[tuple[nn.Module, str]] = [
+        *[(method(conv(), episodes=spec), f"model: {method.__name__} {together}") for method in TRANSDUCTIVE],
+        (lm.MAML(conv(), episodes=spec), f"model: MAML {together}; give batch_norm inductive"),
+        (norm, r"model: 1 \(BatchNorm1d\) has no running statistics, so predictions depend on the other examples"),
+    ]
+    for model, said in cases:
+        if isinstance(model, lm.MetaModule):
+            model.configure_model()
+        own = FewShotClassifier(model).fit(x, y)
+        with pytest.raises(lm.UserError, match=said):
+            own.calibrate(x, y)
+    inductive = lm.MAML(conv(), batch_norm="inductive", episodes=spec)
+    inductive.configure_model()
+    assert FewShotClassifier(inductive).fit(x, y).calibrate(x, y).predict_set(x).shape == (24, 4)
 
 
 @pytest.mark.parametrize("learner", ["ridge", "logistic", "nearest_mean"])

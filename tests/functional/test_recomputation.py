@@ -132,6 +132,47 @@ def test_maml_with_dropout_and_mixed_precision(strategy: str) -> None:
     assert relative_error(*found) < 5e-3  # bfloat16 rounds to 4e-3; another mask is off by 0.3
 
 
+class Tracked(nn.Module):
+    """Follows statistics of its inputs, which torch does not differentiate, without a layer of torch."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.register_buffer("running_mean", torch.zeros(8))
+        self.register_buffer("running_var", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(self.layer(x), self.running_mean, self.running_var, training=True)
+
+
+def instance_norm() -> nn.Module:
+    norm = nn.InstanceNorm1d(2, affine=True, track_running_stats=True)
+    return nn.Sequential(nn.Unflatten(1, (2, 4)), norm, nn.Flatten())
+
+
+@pytest.mark.parametrize("first_order", [False, True], ids=["second_order", "first_order"])
+@pytest.mark.parametrize("make", [instance_norm, Tracked])
+def test_running_statistics_have_no_derivative(make: Callable[[], nn.Module], first_order: bool) -> None:
+    """By the loop, since torch has no rule for `vmap` that updates them."""
+    spec = EpisodeSpec("classification", (SIZE,), 3)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(SIZE, 8), nn.Tanh(), make())
+    module = MAML(network, inner_lr=0.3, strategy="loop", first_order=first_order, episodes=spec)
+    module.configure_model()
+    module.double().train()
+    y = torch.arange(3).repeat_interleave(2).expand(TASKS, -1)
+    support, query = (Examples(torch.randn(TASKS, 6, SIZE).double(), y) for _ in range(2))
+    gradients = []
+    for module.recompute in (True, False):
+        loss = module.training_loss(Episode(support, query, 3, torch.arange(TASKS))).loss.mean()
+        found = torch.autograd.grad(loss, list(module.parameters()))
+        gradients.append(torch.cat([g.flatten() for g in found]))
+    assert relative_error(*gradients) < 1e-12
+
+
 def test_a_second_backward_pass_replays_too() -> None:
     torch.manual_seed(0)
     w = torch.randn(5, dtype=torch.float64, requires_grad=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
 from lightning_meta.multitask import Grouped, MultiTaskModule
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.testing import toys
+from tests import methods
 from tests.meta.oracles import relative_error
 
 METHODS: dict[str, Callable[[], MetaModule]] = {
@@ -107,6 +109,22 @@ def test_mixed_precision_is_close_to_float32(name: str) -> None:
     trainer = L.Trainer(accelerator="cpu", precision="bf16-mixed", logger=False, enable_progress_bar=False)
     (tested,) = trainer.test(module, datamodule=data(), verbose=False)
     assert 0 <= tested["test/accuracy"] <= 1
+
+
+TRUE_PRECISIONS = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
+
+
+@pytest.mark.parametrize("precision", TRUE_PRECISIONS)
+@pytest.mark.parametrize("name", [*methods.META, *methods.MULTI_TASK])
+def test_every_method_is_trained_and_tested_in_other_precisions(name: str, precision: str) -> None:
+    make = {**methods.META, **methods.MULTI_TASK}[name]
+    given = toys.sums if name in methods.MULTI_TASK else methods.sines if name in methods.OF_SINES else toys.pictures
+    module, seen = trained(make, given(), precision=precision)
+    assert {p.dtype for p in module.parameters()} == {TRUE_PRECISIONS[precision]}
+    assert 0 < seen.moved.double().norm() < math.inf
+    trainer = L.Trainer(accelerator="cpu", precision=precision, logger=False, enable_progress_bar=False)  # type: ignore[arg-type]
+    for tested in trainer.test(module, datamodule=given(), verbose=False):
+        assert all(map(math.isfinite, tested.values()))
 
 
 WITH_BACKBONE = [method for method in MULTI_TASK if "backbone" not in fixed_options(method)]

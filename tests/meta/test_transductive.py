@@ -227,6 +227,27 @@ def test_tim_is_the_alternating_method_of_boudiaf_2020(shots: int, steps: int) -
     np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+def test_sixty_steps_of_tim_do_not_amplify_rounding_even_of_features_that_are_alike(
+    dtype: torch.dtype, bound: float
+) -> None:
+    """Later, the updates overshoot, and the order of the queries matters."""
+    torch.manual_seed(0)
+    centres, classes = 1 + 0.3 * torch.rand(4, 1, 64), torch.arange(4)
+    features = (F.normalize((centres + 0.2 * torch.rand(4, n, 64)).flatten(0, 1), dim=-1).to(dtype) for n in (3, 5))
+    support, query = features
+    assert (support @ support.T).min() > 0.9
+    members, order = F.one_hot(classes.repeat_interleave(3)), torch.randperm(len(query))
+
+    def probabilities(query: Tensor) -> Tensor:
+        weights = informative_weights(support, members, query, 60, 15.0, 0.1, 0.1)
+        return (-15 / 2 * torch.cdist(query, weights).square()).softmax(-1)
+
+    found = probabilities(query)
+    assert found.max() - found.min() > 0.05  # it has left the start
+    assert (probabilities(query[order]) - found[order]).abs().max() < bound
+
+
 def test_tim_lowers_the_loss_that_it_is_named_for() -> None:
     """Equation 3: the support set's cross-entropy less the mutual information of queries and their classes."""
     generator = torch.Generator().manual_seed(1)

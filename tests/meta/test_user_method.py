@@ -21,7 +21,7 @@ from lightning_meta.meta.base import Outcome
 from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.sources import FromDataset, Sinusoid
-from lightning_meta.tasks import EpisodeSpec
+from lightning_meta.tasks import EpisodeSpec, TasksSpec
 from lightning_meta.testing.toys import pictures, sums
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -446,3 +446,34 @@ def test_manual_optimization_that_is_stopped_within_an_epoch_needs_no_step() -> 
 
     _, trainer = _manual(ManualProtoNet, 2, max_epochs=2, callbacks=[Stops()])
     assert trainer.global_step == 0
+
+
+class Lazy(ProtoNet):
+    """A method with a lazy layer of its own."""
+
+    def __init__(self, backbone: nn.Module, within: bool = False, **options: Any) -> None:
+        super().__init__(backbone, **options)
+        if not within:
+            self.layer = nn.Sequential(nn.LazyLinear(4))
+
+    def build(self, episodes: EpisodeSpec) -> None:
+        super().build(episodes)
+        self.layer = nn.Sequential(nn.LazyLinear(4))
+
+
+class LazyHead(MultiHead):
+    """The same for named tasks."""
+
+    def build(self, spec: TasksSpec) -> None:
+        super().build(spec)
+        self.layer = nn.Sequential(nn.LazyLinear(4))
+
+
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_a_lazy_layer_of_a_method_is_refused_by_name(stage: str) -> None:
+    cases = [(Lazy(Conv4(width=4, blocks=2), within), pictures()) for within in (False, True)]
+    for module, data in [*cases, (LazyHead(MLP(4, (8,))), sums())]:
+        trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+        said = rf"^{type(module).__name__}: layer\.0 \(LazyLinear\) cannot be used: its sizes are not known yet"
+        with pytest.raises(UserError, match=said):
+            getattr(trainer, stage)(module, datamodule=data)

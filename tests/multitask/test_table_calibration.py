@@ -246,6 +246,9 @@ def test_each_row_has_the_calibration_of_its_own_task(tmp_path: Path, monkeypatc
         module.predict_table(new, calibration=other)
     with pytest.raises(UserError, match=r"coverage: 0\.99 needs 99 labels of a task in the validation split"):
         lm.calibrate_table(module, data, coverage=0.99, accelerator="cpu")
+    norm = torch.nn.BatchNorm1d(len(table(path, **options).input_names), track_running_stats=False)
+    with pytest.raises(UserError, match=r"module: backbone .* has no running statistics, so predictions depend on"):
+        lm.calibrate_table(lm.MultiHead(norm, tasks=data.spec), data, accelerator="cpu")
     module.tasks = replace(data.spec, table=None)
     with pytest.raises(UserError, match="was not trained on a"):
         lm.calibrate_table(module, data)

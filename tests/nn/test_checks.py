@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.autograd.functional import jacobian
+from torch.func import functional_call, grad
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -108,11 +109,24 @@ def test_usual_networks_pass(make: Callable[[], nn.Module]) -> None:
     check_layers(make())
 
 
+def descended(m: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A step of gradient descent on an energy of the input."""
+    x = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(m(x).square().sum(), x, create_graph=True)
+    return m(x - 0.1 * gradient)
+
+
 UNDIFFERENTIABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "checkpoint": (lambda: Calls(lambda m, x: checkpoint(m, x, use_reentrant=False)), "recompute=True"),
     "reentrant": (lambda: Calls(lambda m, x: checkpoint(m, x, use_reentrant=True)), "setup_context"),
     "old function": (lambda: Calls(lambda m, x: Old.apply(m(x))), "setup_context"),
     "numpy": (lambda: Calls(lambda m, x: m(x) * float(np.asarray(m(x).detach()).mean())), "NumPy"),
+    "requires_grad_": (
+        lambda: Calls(lambda m, x: m(x.clone().requires_grad_())),
+        r"Tensor\.requires_grad_, .*func\.grad",
+    ),
+    "descent": (lambda: Calls(descended), r"Tensor\.requires_grad_, .*torch\.func\.grad"),
+    "jacobian": (lambda: Calls(lambda m, x: jacobian(m, x[0]) @ x.T), r"Tensor\.requires_grad_, or torch\.autograd"),
     "pdist": (lambda: Calls(lambda m, x: F.pdist(m(x))), "first_order=True"),
 }
 
@@ -148,6 +162,10 @@ def test_a_forward_pass_that_writes_to_its_weights_is_refused(write: str) -> Non
     with pytest.raises(UserError, match="in place"):
         derivatives_of(network)
     assert torch.equal(layer.weight, before)
+
+
+def test_derivatives_by_torch_func_pass() -> None:
+    derivatives_of(Calls(lambda m, x: m(x - 0.1 * grad(lambda z: m(z).square().sum())(x))))
 
 
 def test_first_order_needs_no_second_derivative() -> None:

@@ -1,0 +1,33 @@
+"""Conversion of a user's NumPy arrays to tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+LONGEST = np.dtype(np.float64).itemsize
+
+
+def tensor_of(array: NDArray[Any]) -> Tensor:
+    """Convert an array of numbers in any byte order and layout to a tensor.
+
+    The tensor shares the memory of the array where torch can. Torch takes no reversed arrays, no other byte order than
+    that of the machine and no numbers longer than float64, and warns of arrays that cannot be written to.
+
+    >>> tensor_of(np.array([1, 2], ">f4")[::-1])
+    tensor([2., 1.])
+
+    Raises:
+        TypeError: The array holds other values than numbers.
+    """
+    dtype = array.dtype.newbyteorder("=")
+    if dtype.kind == "f" and dtype.itemsize > LONGEST:
+        dtype = np.dtype(np.float64)
+    array = array.astype(dtype, copy=False)
+    if not array.flags.writeable or min(array.strides, default=0) < 0:
+        array = array.copy()
+    return torch.from_numpy(array)
