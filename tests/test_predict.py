@@ -71,7 +71,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def predict(run: Path, *options: str) -> int:
-    return main(["predict", "--ckpt_path", str(run), "--support", "support", "--query", "query", *options])
+    query = [] if any(option.startswith("--query") for option in options) else ["--query", "query"]
+    return main(["predict", "--ckpt_path", str(run), "--support", "support", *query, *options])
 
 
 def rows(file: str = "predictions.csv") -> list[dict[str, str]]:
@@ -289,7 +290,8 @@ def test_the_same_in_python(trained: Path) -> None:
 
 def test_rows_are_sorted_and_each_image_is_there_once(trained: Path) -> None:
     picture(0, 1).save("alone.bmp")
-    assert predict(trained / "protonet" / "0", "--query", "query/top_1.jpg", "query", "alone.bmp", "query/more") == 0
+    files = ["--query", "query/top_1.jpg", "query", "--query", "alone.bmp", "query/more"]
+    assert predict(trained / "protonet" / "0", *files) == 0
     files = [r["file"] for r in rows()]
     assert files == sorted(set(files))
     assert len(files) == 13

@@ -150,7 +150,7 @@ def text_of(plan: Plan, device: Device, hours: float) -> str:
 
 def duration(hours: float) -> str:
     """Format hours, such as "1.50 h", "12 min" or "40 s"."""
-    if hours >= 1:
+    if round(60 * hours) >= 60:  # a sum of times that is an hour but for rounding is one
         return f"{hours:.2f} h"
     return f"{60 * hours:.0f} min" if hours >= 0.05 else f"{3600 * hours:.0f} s"
 
