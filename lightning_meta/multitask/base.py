@@ -41,7 +41,7 @@ from lightning_meta.multitask.tables import (
     at_floor,
     by_task,
     check_same_tasks,
-    comparable,
+    comparable_of,
     counted,
     few_rows,
     mean_of_known,
@@ -557,7 +557,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         """The score of each task that selection follows, `(T,)`, higher is better: the terms of the monitored mean."""
         monitor, sign = monitored(self.trainer)
         few = few_rows(table)  # selected by the loss, as tasks without a score are
-        own = comparable(self.spec.tasks, list(table.ranked_scores(self.spec.tasks).values()), few)
+        own = comparable_of(table, self.spec.tasks)
         of_task = of_tasks(monitor, self.names, logged)
         scores = [sign * of_task[n] if n in of_task else score for n, score in zip(self.names, own, strict=True)]
         if monitor.partition("/")[2].partition("/")[0] != "loss":  # a loss is defined for any number of examples
@@ -790,7 +790,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         few = few_rows(table)
         values = {**by_task(stage, scores, few), **counted(stage, scores, few), **losses}
         values[f"{stage}/loss"] = mean_of_known(list(losses.values()))
-        values[f"{stage}/score"] = mean_of_known(comparable(tasks, list(ranked.values()), few))
+        values[f"{stage}/score"] = mean_of_known(comparable_of(table, tasks))
         return values
 
     def _floor_line(self, table: RecordTable) -> str:

@@ -200,7 +200,10 @@ class RecordTable:
 
     def __init__(self, of: dict[str, TaskRecord], columns: Mapping[str, Tensor] | None = None) -> None:
         self.of, self.columns = of, columns or {}
+        # Of the tasks that are asked for first: a validation asks for them several times, and always for the same.
         self._values: dict[str, dict[str, float]] = {}
+        self._ranked: dict[str, float] = {}
+        self.comparable: list[float] = []  # result of `tables.comparable_of`
 
     @cached_property
     def counts(self) -> list[int]:
@@ -209,8 +212,10 @@ class RecordTable:
 
     def ranked_scores(self, tasks: Mapping[str, Task]) -> dict[str, float]:
         """`TaskRecord.ranked_score` by name."""
-        values = self._evaluated(tasks)
-        return {n: self.of[n].as_ranked(values[n][task.selection], task) for n, task in tasks.items()}
+        if not self._ranked:
+            values = self._evaluated(tasks)
+            self._ranked = {n: self.of[n].as_ranked(values[n][task.selection], task) for n, task in tasks.items()}
+        return self._ranked
 
     def metrics(self, tasks: Mapping[str, Task]) -> dict[str, dict[str, float]]:
         """The metrics of each task besides its selection metric, by name of the task and of the metric."""

@@ -76,6 +76,13 @@ def comparable(tasks: Mapping[str, Task], scores: Sequence[float], few: Collecti
     ]
 
 
+def comparable_of(table: RecordTable, tasks: Mapping[str, Task]) -> list[float]:
+    """The scores of a split as they enter its mean; see `comparable`."""
+    if not table.comparable:
+        table.comparable = comparable(tasks, list(table.ranked_scores(tasks).values()), few_rows(table))
+    return table.comparable
+
+
 def at_floor(tasks: Mapping[str, Task], scores: Sequence[float], few: Collection[str] = ()) -> str:
     """A line on the tasks that count as their floor in `val/score`, and would decide it alone; "" where none does."""
     held = [
