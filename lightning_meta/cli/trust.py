@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from lightning_meta.describing import options_of
 from lightning_meta.errors import UserError, reason_of
 from lightning_meta.import_paths import import_class, lies_in, real_path
 from lightning_meta.reading import read_yaml
@@ -101,7 +102,7 @@ def _check_object(spec: Any, key: str) -> None:
         raise UserError(f"{key} names the class {path}, which is not one of lightning_meta.data")
     if not _named(args):
         raise UserError(f"{key}: {path} has no arguments by name")
-    hints, defaults = _hints(cls), inspect.signature(cls).parameters
+    hints, defaults = _hints(cls), options_of(cls)
     for name, value in args.items():
         if metric := next(_metrics_by_path({name: value}), None):
             raise UserError(f"{key}.{name} names the metric {metric}, which may be any code")
