@@ -28,6 +28,7 @@ def tensor_of(array: NDArray[Any]) -> Tensor:
     if dtype.kind == "f" and dtype.itemsize > LONGEST:
         dtype = np.dtype(np.float64)
     array = array.astype(dtype, copy=False)
-    if not array.flags.writeable or min(array.strides, default=0) < 0:
+    fields = any(stride % array.itemsize for stride in array.strides)  # of records, whose other fields are skipped
+    if fields or not array.flags.writeable or min(array.strides, default=0) < 0:
         array = array.copy()
     return torch.from_numpy(array)

@@ -122,6 +122,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     not_of_a_step: ClassVar[tuple[str, ...]] = ()
     """Attributes of a class that may change between steps without changing what a step computes; see `step_key`."""
     backbone: nn.Module
+    run_record: Any = None  # of the run whose checkpoint the module was loaded from; None after more training
 
     def __init__(
         self,
@@ -153,7 +154,6 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         self.backbone_lr_factor, self.backbone_weights = backbone_lr_factor, backbone_weights
         self._built = False
         self._stored_groups: list[dict[str, Any]] | None = None  # optimiser states of the checkpoint to resume from
-        self.run_record: Any = None  # of the run whose checkpoint the module was loaded from; None after more training
         self._loss_watch = LossWatch()
         self._progress_reads = 0
         self._states_before_reset: Any = None
@@ -251,7 +251,6 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     def _configure_parts(self) -> None:
         self._take_spec()
         self.make_parts()
-        check_sizes(self)
         like = next(self.backbone.parameters(), None)
         if like is not None and like.device.type != "cpu":
             self.to(like.device)  # a callback may have moved the module to its device before `setup`
@@ -360,9 +359,11 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         """Put a loaded module, which is in evaluation mode, into training mode, except for frozen norm layers.
 
         Raises:
-            UserError: The run to resume has a different optimiser, or checkpoints of the module could not be loaded.
+            UserError: The run to resume has a different optimiser, checkpoints of the module could not be loaded, or it
+                has a lazy layer.
         """
         self._check_description()
+        check_sizes(self)
         self.run_record = None
         self._loss_watch = LossWatch()  # drop the losses of a previous, interrupted fit
         if self._stored_groups is not None:
@@ -532,19 +533,14 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             self._check_losses()
 
     def on_train_epoch_end(self) -> None:
-        """Check the training losses of the epoch, and that manual optimisation has taken a step.
-
-        Raises:
-            NonFiniteLossError: A loss was not finite.
-            UserError: A whole epoch of manual optimisation has passed without any optimiser step.
-        """
+        """Check the training losses of the epoch, and warn if manual optimisation has taken no step in the first."""
         self._check_losses()
-        whole = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # else training is stopped within it
-        if not self.automatic_optimization and self.trainer.global_step == 0 and whole:
-            raise UserError(
-                f"{type(self).__name__}.training_step: automatic_optimization is False, but no optimizer step was "
-                "taken in a whole epoch; call self.manual_backward(loss) and self.optimizers().step() in it, or leave "
-                "automatic_optimization out"
+        idle = not self.automatic_optimization and self.trainer.global_step == 0
+        if idle and self.trainer.current_epoch == 0 and self.trainer.is_global_zero:
+            _log.warning(
+                "%s.training_step: automatic_optimization is False, and self.optimizers() took no step in the first "
+                "epoch; unless this is on purpose, call self.manual_backward(loss) and self.optimizers().step() in it",
+                type(self).__name__,
             )
 
     def _check_losses(self) -> None:

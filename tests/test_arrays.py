@@ -19,9 +19,16 @@ STORED = {
     "longer than float64": lambda array: array.astype(np.longdouble),
     "read-only": lambda array: np.broadcast_to(array, array.shape),
     "reversed": lambda array: array[::-1].copy()[::-1],
+    "a field of packed records": lambda array: _field(array),
 }
 X = np.random.default_rng(0).random((8, 1, 4, 4))
 Y = np.array([0, 1] * 4)
+
+
+def _field(array: Any) -> Any:
+    records = np.zeros(array.shape, [("odd", "u1"), ("value", array.dtype)])
+    records["value"] = array
+    return records["value"]
 
 
 @pytest.fixture(params=STORED)

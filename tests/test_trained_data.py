@@ -15,7 +15,7 @@ from lightning_meta.run.checkpoint_io import read_checkpoint
 from lightning_meta.run.record import KEY
 
 OPTIONS: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "max_steps": 2}
-WARNING = "data: the examples, or their division into splits, have changed since the model was trained: "
+WARNING = "data: the training split is not the one that the model was trained on: "
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +75,22 @@ def test_a_table_of_several_tasks_that_has_changed_is_named(capsys: pytest.Captu
     grown = lm.MultiTaskDataModule(lm.sources.Table("rows.csv", targets=targets), batch_size=8)
     with pytest.raises(UserError, match="or is divided in another way"):
         lm.calibrate_table(lm.load(run), grown, accelerator="cpu")
+
+
+def test_a_calibration_of_a_table_that_is_divided_in_another_way_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """With texts alone, the features of both divisions are equal."""
+    lines = [f"{'uvw'[x * 7 % 3]},{'pq'[x % 5 % 2]},{x * 3 % 7 % 2},{x % 40}" for x in range(400)]
+    Path("texts.csv").write_text("\n".join(["a,b,y,group", *lines]))
+
+    def divided(seed: int) -> lm.MultiTaskDataModule:
+        return lm.MultiTaskDataModule(lm.sources.Table("texts.csv", {"y": "binary"}, seed=seed, group_column="group"))
+
+    run = lm.fit(lm.MultiHead(lm.nn.MLP(5, [8])), divided(0), name="texts", **OPTIONS).directory
+    assert run is not None
+    for seed, warnings in ((0, 0), (7, 1)):
+        caplog.clear()
+        lm.calibrate_table(lm.load(run), divided(seed), accelerator="cpu")
+        assert caplog.text.count(WARNING) == warnings
 
 
 def test_a_calibration_on_classes_of_training_is_named(

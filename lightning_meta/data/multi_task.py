@@ -26,7 +26,7 @@ from lightning_meta.data.undefined_scores import Undefined, undefined_scores
 from lightning_meta.errors import UserError, some_of
 from lightning_meta.tasks import Classification, Task, TasksSpec
 from lightning_meta.tasks.few_rows import FEWEST_ROWS, enough_rows
-from lightning_meta.tasks.table import TableSpec
+from lightning_meta.tasks.table import TableSpec, refuse_shared_predictions
 
 _log = logging.getLogger(__name__)
 
@@ -148,9 +148,11 @@ class MultiTaskDataModule(SourceDataModule):
             raise UserError(
                 f"{option}: these tasks share inputs, and a batch holds every task of its inputs; leave it out"
             )
-        train = sets["train"]
-        counting = train.weighing_targets
-        fitted = {name: _fitted(name, task, counting[name]) for name, task in tasks.items()}
+        if stage == "fit" and table is not None:
+            refuse_shared_predictions(table.targets, table.task_column)
+        train = sets["train"].weighing()
+        sets = {**sets, "train": train}
+        fitted = {name: _fitted(name, task, train.targets[name]) for name, task in tasks.items()}
         if self.trainer is None or self.trainer.is_global_zero:
             say_metrics(tasks, fitted)
             say_few_rows(sets)
@@ -368,7 +370,7 @@ def say_few_rows(sets: Mapping[Split, TaskSet]) -> None:
 
 def say_single_values(train: TaskSet) -> None:
     """Warn of tasks with a single label or number in training, in one line."""
-    alike = [name for name, of_task in train.weighing_targets.items() if bool((of_task == of_task[:1]).all())]
+    alike = [name for name in train.names if bool((train.targets[name] == train.targets[name][:1]).all())]
     if alike:
         _log.warning(
             "targets: %d of %d tasks have a single label or number in training, so there is nothing to learn (%s); "

@@ -110,13 +110,6 @@ class TaskSet:
         return {name: len(rows) for name, rows in self.rows.items()}
 
     @property
-    def weighing_targets(self) -> dict[str, Tensor]:
-        """Targets of each task with a weight above 0: those that statistics are computed from."""
-        if self.weights is None:
-            return self.targets
-        return {name: y[self.weights[name].to(y.device) > 0] for name, y in self.targets.items()}
-
-    @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one input of each task."""
         inputs = self.inputs
@@ -179,6 +172,15 @@ class TaskSet:
         new_row = torch.full((len(self.inputs),), -1, device=kept.device)
         new_row[kept] = torch.arange(len(kept), device=kept.device)
         return TaskSet(self.inputs[kept], targets, {n: new_row[r] for n, r in rows.items()}, weights)
+
+    def weighing(self) -> TaskSet:
+        """Return the set without the examples of weight 0."""
+        if self.weights is None or all(bool((of_task > 0).all()) for of_task in self.weights.values()):
+            return self
+        kept = {name: of_task > 0 for name, of_task in self.weights.items()}
+        of_kept = ({n: v[kept[n]] for n, v in values.items()} for values in (self.targets, self.rows, self.weights))
+        targets, rows, weights = of_kept
+        return replace(self, targets=targets, rows=rows, weights=weights)
 
     @cached_property
     def device(self) -> torch.device:

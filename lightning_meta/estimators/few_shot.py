@@ -251,7 +251,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             from lightning_meta.meta.calibration import predicts_together  # here, as it imports the meta-learners
 
             raise predicts_together(self.learner_, "model")
-        if isinstance(self.model_, nn.Module) and self.of_images_:
+        if self.learner_ is None and isinstance(self.model_, nn.Module) and self.of_images_:
             refuse_batch_statistics(self.model_, "model")
 
     def _calibration(self, method: str) -> LabelCalibration:

@@ -76,7 +76,7 @@ def permutation_importance(
 
     $$I_{t,j} = \frac{1}{R} \sum_r L_t(\pi_r^j x) - L_t(x)$$
 
-    Here $L_t$ is the mean test loss of task t, in which the weights of rows count, x are the test inputs, and $\pi_r^j$
+    Here $L_t$ is the mean test loss of task t, weighted if the rows have weights, x are the test inputs, and $\pi_r^j$
     permutes column j with permutation r of R, among the rows that have a label of the task. All inputs of a column are
     permuted together: its one-hot inputs and its indicator of missing values. A column that is correlated with others
     may have a small importance, since the model still has the others (Breiman, Random Forests, Machine Learning 45,
@@ -166,11 +166,12 @@ def _parts(test: TaskSet, x: Tensor) -> list[_Part]:
 
 
 def _losses(module: MultiTaskModule, x: Tensor, test: TaskSet, part: _Part, batch_size: int) -> dict[str, float]:
-    """The mean weighted loss of each task of a part."""
+    """The weighted mean loss of each task of a part; NaN if all weights are 0."""
     means = {}
     for name, y in outputs_of(module, Rows(x, part.rows, []), batch_size).items():
         losses = module.spec.tasks[name].losses(y, test.targets[name].to(y.device)).double()
-        means[name] = float((losses if test.weights is None else losses * test.weights[name].to(y.device)).mean())
+        weights = torch.ones_like(losses) if test.weights is None else test.weights[name].to(losses)
+        means[name] = float((weights * losses).sum() / weights.sum())
     return means
 
 

@@ -13,6 +13,7 @@ from lightning_meta.errors import UserError, some_of
 from lightning_meta.fitting.checks import quiet_trainer
 from lightning_meta.fitting.conversion import keeping_weights
 from lightning_meta.fitting.quiet import quiet_lightning
+from lightning_meta.fitting.trained_data import warn_of_other_training_data
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.calibration import Measured, TableCalibration, fewest_labels
 from lightning_meta.multitask.records import TaskRecord
@@ -72,7 +73,11 @@ def calibrate_table(
         share(0.9, coverage=coverage)
         instance("module", module, MultiTaskModule)
         instance("data", data, MultiTaskDataModule)
-        return calibrate_table_by(quiet_trainer(trainer), module, data, coverage)
+        runner = quiet_trainer(trainer)
+        calibrated = calibrate_table_by(runner, module, data, coverage)
+    if runner.is_global_zero:
+        warn_of_other_training_data(module.run_record, data)
+    return calibrated
 
 
 def calibrate_table_by(

@@ -35,8 +35,9 @@ def warn_of_other_training_data(record: Any, data: LightningDataModule) -> None:
     now = data.training_hash()
     if now and now != before:
         _log.warning(
-            "data: the examples, or their division into splits, have changed since the model was trained: inputs may "
-            "be scaled differently, and some that are tested may have been trained on; restore them, or train again"
+            "data: the training split is not the one that the model was trained on: inputs may be scaled differently, "
+            "and if it is the same data, changed or divided in another way, some examples that are tested may have "
+            "been trained on"
         )
 
 

@@ -101,7 +101,7 @@ def check_sizes(module: nn.Module) -> None:
         if _is_lazy(part):
             raise UserError(
                 f"{type(module).__name__}: {_label(path, part)} cannot be used: its sizes are not known yet; make it "
-                "with its sizes, in `build` if they depend on the data"
+                "with its sizes, in `build` if they depend on the data, or run it once in `setup`"
             )
 
 

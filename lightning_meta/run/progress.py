@@ -94,9 +94,12 @@ def restoring_error(error: BaseException, path: str | PathLike[str] | None) -> U
 
 
 def is_of_schedule(error: BaseException) -> bool:
-    """Whether torch's own schedule of learning rates failed, which uses its restored state only after a step."""
+    """Whether torch's own schedule of learning rates failed on its restored state, which it uses only after a step.
+
+    A `ValueError` is what a schedule says of a run that is longer than the schedule.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and _SCHEDULES in frames[-1].filename
+    return bool(frames) and _SCHEDULES in frames[-1].filename and not isinstance(error, ValueError)
 
 
 def _restores(frame: traceback.FrameSummary) -> bool:

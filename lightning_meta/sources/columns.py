@@ -25,7 +25,7 @@ MISSING = (
     *("", "NA", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "NULL", "null", "NaN", "nan", "-NaN", "-nan"),
     *("1.#IND", "1.#QNAN", "-1.#IND", "-1.#QNAN"),
 )
-"""Texts that mean a missing value in CSV files, as in Arrow and pandas."""
+"""Texts that mean a missing value in CSV files, as in Arrow."""
 NUMBER_WITH_UNIT = re.compile(r"([+-]?)([A-Z]{3}\s|[^\w\s+.,:;()-]?)\s?([+-]?\d[\d.,]*)\s?([^\d\s_+.,:;()-]*)")
 """A number and its unit: a currency before it, or letters or symbols after it. Names such as Q1 are not numbers."""
 SWAPPED = str.maketrans(",.", ".,")

@@ -31,7 +31,7 @@ from lightning_meta.sources.table_messages import say
 from lightning_meta.sources.table_targets import Kind, Target, encoded, few_numbers, kind_of, task_of, yes_by_order
 from lightning_meta.sources.table_weights import row_weights, with_mean_1, with_weights
 from lightning_meta.tasks import Task
-from lightning_meta.tasks.table import TableSpec, TableTarget, refuse_shared_predictions
+from lightning_meta.tasks.table import TableSpec, TableTarget
 
 # Names of the arguments that name columns.
 DIVIDING = ("split_column", "group_column", "time_column")
@@ -118,9 +118,8 @@ class Table(TaskSource):
         time_column: Name of a column with numbers or dates by which rows are divided; all dates are in one time zone.
         leave_out: Names of columns that are not features, such as other targets, names and notes.
         weights: Name of a column with the weights of rows, at least 0, which is then not a feature. They multiply the
-            losses of rows in training, validation and test; metrics are not weighted. They are scaled so that their
-            mean over the training rows of each task is 1. From training rows with the weight 0 nothing is learned:
-            neither the scales of columns and targets, nor texts, class shares and the default metric.
+            losses of rows in training, validation and test; metrics are not weighted. Training rows with the weight 0
+            are left out. Weights are scaled so that the mean of the others is 1 for each task.
         scaling: How numbers are scaled: `standard`; or with the quantiles of the training rows to a normal distribution
             (`quantile_normal`) or to a uniform one from 0 to 1 (`quantile_uniform`), for columns with long tails, as
             with `QuantileTransformer` of scikit-learn without subsampling.
@@ -320,7 +319,6 @@ class Table(TaskSource):
         targets = [
             TableTarget(name, classes, self.targets[name].unit or "") for name, (_, classes) in self._kinds.items()
         ]
-        refuse_shared_predictions(targets, self.task_column or "")
         for name, (kind, classes) in self._kinds.items():
             if kind == "binary" and (line := yes_by_order(name, self.targets[name], classes)):
                 say(_log, logging.WARNING, "Table: %s", line)

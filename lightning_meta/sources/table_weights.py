@@ -39,7 +39,7 @@ def with_weights(data: TaskSet, weights: Tensor) -> TaskSet:
 
 
 def with_mean_1(sets: Mapping[Split, TaskSet]) -> dict[Split, TaskSet]:
-    """Divide the weights of each task, in all splits, by their mean over the training rows of the task.
+    """Divide the weights of each task, in all splits, by the mean of those above 0 in the training rows of the task.
 
     Weights that are all 0 in the training rows of a task stay so; the data module refuses them if the task is used.
 
@@ -56,7 +56,8 @@ def with_mean_1(sets: Mapping[Split, TaskSet]) -> dict[Split, TaskSet]:
     largest = {name: of_task.max() for name, of_task in weights["train"].items() if len(of_task)}
     largest = {name: of_task for name, of_task in largest.items() if of_task > 0}
     # Divided by the largest weight first, as the sum of all may be infinite.
-    means = {name: (weights["train"][name] / of_task).mean() for name, of_task in largest.items()}
+    relative = {name: weights["train"][name] / of_task for name, of_task in largest.items()}
+    means = {name: of_task[of_task > 0].mean() for name, of_task in relative.items()}
 
     def scaled(name: str, split: Split) -> Tensor:
         of_task = weights[split][name]

@@ -284,6 +284,12 @@ def test_a_class_without_a_training_example_is_named(caplog: pytest.LogCaptureFi
     (said,) = [message for message in caplog.messages if message.startswith("classes: ")]
     assert said.startswith("classes: no training example has class 'C' of 'p', so the model cannot")
     caplog.clear()
+    rows = [f"{i},{'ABC'[i % 3]},{SPLITS[i % 4 // 2 + i % 4 // 3]},{int(i % 3 < 2)}" for i in range(80)]
+    tmp_path.joinpath("w.csv").write_text("\n".join(["x,p,split,w", *rows]) + "\n")
+    ready(lm.sources.Table(tmp_path / "w.csv", {"p": "multiclass"}, split_column="split", weights="w"))
+    (said,) = [message for message in caplog.messages if message.startswith("classes: ")]
+    assert said.startswith("classes: no training example has class 'C' of 'p', so the model cannot")
+    caplog.clear()
     ready(Given(tasks, sets_of(TWO)))
     assert "classes: " not in caplog.text
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
@@ -193,19 +194,26 @@ def test_training_rows_of_weight_0_teach_nothing(tmp_path: Path) -> None:
         for i, split in enumerate(splits)
     ]
     bad = [(f"-9999,w,{1e5 + i},0,0", "train") for i in range(300)]
-    learned = []
+    learned, trained = [], []
     for name, rows in (("with", [*good[:50], *bad, *good[50:]]), ("without", good)):
         file = tmp_path / f"{name}.csv"
         file.write_text("\n".join(["a,kind,number,label,weight,split", *(f"{row},{split}" for row, split in rows)]))
         targets: dict[str, Any] = {"number": "regression", "label": Target("binary", class_weight="balanced")}
-        spec = set_up(Table(file, targets, weights="weight", split_column="split")).spec
+        data = set_up(Table(file, targets, weights="weight", split_column="split"))
+        spec = data.spec
         assert spec is not None
         assert spec.table is not None
         assert (
             spec.tasks["label"].selection == "accuracy"
         )  # a twelfth of all labels is yes, and half of those that count
+        torch.manual_seed(0)
+        model = lm.MultiHead(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)))
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+        Trainer(max_epochs=2, limit_val_batches=0, **quiet).fit(model, data)  # type: ignore[arg-type]
+        trained.append(dict(model.state_dict()))
         learned.append(describe([spec.tasks, spec.table]))
     assert learned[0] == learned[1]
+    torch.testing.assert_close(*trained)
 
 
 def with_weights(path: Path, weights: list[float]) -> Table:

@@ -231,6 +231,17 @@ def test_calibration_by_further_examples() -> None:
         own.calibrate(x[:2], ["a", "e"])
 
 
+@pytest.mark.parametrize("method", [lm.ProtoNet, lm.MAML])
+def test_statistics_of_the_support_set_may_be_calibrated(method: Any, pictures: Arrays) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.BatchNorm1d(8, track_running_stats=False))
+    x, y = pictures
+    network(torch.ones(2, *x.shape[1:]))
+    spec = EpisodeSpec(input_shape=x.shape[1:], outputs=4, classes=4, input_dtype=str(x.dtype))
+    module = method(network, batch_norm="inductive", episodes=spec)
+    module.configure_model()
+    assert lm.estimators.FewShotClassifier(module).fit(x, y).calibrate(x, y).predict_set(x[:3]).shape[0] == 3
+
+
 def test_predictions_that_depend_on_the_other_examples_are_not_calibrated(pictures: Arrays) -> None:
     """Sets would be too small for new examples that are predicted in other numbers than those of the calibration."""
     (x, y), spec = pictures, EpisodeSpec(input_shape=(3, 8, 8), outputs=4, classes=4, input_dtype="uint8")

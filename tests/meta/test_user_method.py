@@ -424,12 +424,12 @@ def _manual(method: Any, every: int, **options: Any) -> tuple[Any, L.Trainer]:
 
 
 @pytest.mark.parametrize("method", [ManualProtoNet, ManualMultiHead])
-def test_manual_optimization_without_a_step_ends_after_an_epoch(method: Any) -> None:
-    with pytest.raises(
-        UserError, match=rf"{method.__name__}.training_step: .* call self.manual_backward\(loss\)"
-    ) as error:
-        _manual(method, 0, max_steps=8, max_epochs=3)
-    assert "\n" not in str(error.value)
+def test_manual_optimization_without_a_step_is_said_once(method: Any, caplog: pytest.LogCaptureFixture) -> None:
+    _manual(method, 0, max_steps=8, max_epochs=3)
+    assert caplog.text.count(f"{method.__name__}.training_step: automatic_optimization is False, and") == 1
+    caplog.clear()
+    _manual(method, 1, max_epochs=2)
+    assert "automatic_optimization" not in caplog.text
 
 
 @pytest.mark.parametrize("method", [ManualProtoNet, ManualMultiHead])
@@ -439,13 +439,22 @@ def test_manual_optimization_may_accumulate(method: Any, every: int) -> None:
     assert trainer.global_step == 2 * (3 // every)
 
 
-def test_manual_optimization_that_is_stopped_within_an_epoch_needs_no_step() -> None:
-    class Stops(L.Callback):
-        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            trainer.should_stop = True
+class RunInSetup(ProtoNet):
+    """A method that gives its lazy layer its sizes."""
 
-    _, trainer = _manual(ManualProtoNet, 2, max_epochs=2, callbacks=[Stops()])
-    assert trainer.global_step == 0
+    def __init__(self, backbone: nn.Module, **options: Any) -> None:
+        super().__init__(backbone, **options)
+        self.layer = nn.LazyLinear(4)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.layer(torch.ones(1, 3))
+
+
+def test_a_lazy_layer_may_be_run_in_setup() -> None:
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(RunInSetup(Conv4(width=4, blocks=2)), datamodule=pictures())
+    assert trainer.global_step == 1
 
 
 class Lazy(ProtoNet):
@@ -469,11 +478,11 @@ class LazyHead(MultiHead):
         self.layer = nn.Sequential(nn.LazyLinear(4))
 
 
-@pytest.mark.parametrize("stage", ["fit", "test"])
-def test_a_lazy_layer_of_a_method_is_refused_by_name(stage: str) -> None:
+def test_a_lazy_layer_of_a_method_is_refused_by_name() -> None:
     cases = [(Lazy(Conv4(width=4, blocks=2), within), pictures()) for within in (False, True)]
     for module, data in [*cases, (LazyHead(MLP(4, (8,))), sums())]:
-        trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+        quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+        trainer = L.Trainer(max_steps=1, accelerator="cpu", **quiet)
         said = rf"^{type(module).__name__}: layer\.0 \(LazyLinear\) cannot be used: its sizes are not known yet"
         with pytest.raises(UserError, match=said):
-            getattr(trainer, stage)(module, datamodule=data)
+            trainer.fit(module, datamodule=data)

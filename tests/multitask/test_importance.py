@@ -121,7 +121,7 @@ def test_rows_count_by_their_weight(tmp_path: Path) -> None:
     def weighted(task: str, x: Tensor) -> float:
         y, weights = test.targets[task], test.weights[task].double()  # type: ignore[index]
         losses = [loss_of(module, task, x[i : i + 1], y[i : i + 1]) for i in range(len(y))]
-        return float((weights * torch.tensor(losses).double()).mean())
+        return float(np.average(torch.tensor(losses).numpy(), weights=weights.numpy()))
 
     for found in lm.permutation_importance(module, data, repeats=1, seed=1):
         if found.column == "a":

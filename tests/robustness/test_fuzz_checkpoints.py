@@ -26,6 +26,7 @@ from lightning_meta.meta import MAML
 from lightning_meta.nn import MLP
 from lightning_meta.report.transfer.reading import read_arrays
 from lightning_meta.run import read_checkpoint
+from lightning_meta.run.progress import is_of_schedule
 from lightning_meta.tasks import EpisodeSpec
 from tests.robustness.fuzzing import options, repeated, short
 from tests.robustness.hostile_checkpoints import content
@@ -252,6 +253,19 @@ def test_a_state_that_no_run_was_in(kind: str, run: Path, tmp_path: Path, capsys
     assert "last.ckpt" in said[-1]
     if kind not in AFTER_A_STEP:
         assert (tmp_path / "runs" / "toy" / "0" / "metrics.csv").read_text() == (run / "metrics.csv").read_text()
+
+
+def failure(schedule: Any) -> Exception:
+    with pytest.raises((ZeroDivisionError, ValueError)) as caught:
+        [schedule.step() for _ in range(9)]
+    return caught.value
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_schedule_that_is_shorter_than_the_run_is_no_damage() -> None:
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
+    assert is_of_schedule(failure(torch.optim.lr_scheduler.StepLR(optimizer, 0)))
+    assert not is_of_schedule(failure(torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=4)))
 
 
 ARRAYS = {"names": np.array(["a", "b"]), "task": np.arange(3), "score": np.ones(3), "output": np.ones((3, 2))}
