@@ -84,7 +84,11 @@ def check_contents(checkpoint: Any, path: str | PathLike[str]) -> None:
     versions = getattr(weights, "_metadata", {})  # versions of modules by name, which `load_state_dict` reads
     has_versions = isinstance(versions, dict) and all(isinstance(version, dict) for version in versions.values())
     has_names = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
-    if not (has_names and has_versions and (stored is None or _is_description(stored))):
+    try:
+        is_sound = has_names and has_versions and (stored is None or _is_description(stored))
+    except UserError as error:  # it is too large to look at
+        raise UserError(f"{path}: {error}") from error
+    if not is_sound:
         raise UserError(f"{path} is not a checkpoint of lightning_meta, or is damaged")
 
 

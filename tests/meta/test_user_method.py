@@ -381,36 +381,28 @@ def test_the_inner_loss_alone_can_be_replaced() -> None:
     torch.testing.assert_close(outcome.loss, expected)
 
 
-class ManualProtoNet(ProtoNet):
+class Manual:
     """Manual optimization: a step after every `every` batches, none if it is 0."""
 
     automatic_optimization = False
     every = 0
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        _manual_step(self, loss, batch_idx)
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Tensor:
+        loss: Tensor = super().training_step(batch, batch_idx)  # type: ignore[misc]
+        if self.every:
+            self.manual_backward(loss)
+            if (batch_idx + 1) % self.every == 0:
+                self.optimizers().step()
+                self.optimizers().zero_grad()
         return loss
 
 
-class ManualMultiHead(MultiHead):
-    """The same."""
-
-    automatic_optimization = False
-    every = 0
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        _manual_step(self, loss, batch_idx)
-        return loss
+class ManualProtoNet(Manual, ProtoNet):
+    """Of episodes."""
 
 
-def _manual_step(module: Any, loss: Tensor, batch_idx: int) -> None:
-    if module.every:
-        module.manual_backward(loss)
-        if (batch_idx + 1) % module.every == 0:
-            module.optimizers().step()
-            module.optimizers().zero_grad()
+class ManualMultiHead(Manual, MultiHead):
+    """Of named tasks."""
 
 
 def _manual(method: Any, every: int, **options: Any) -> tuple[Any, L.Trainer]:

@@ -115,6 +115,14 @@ def test_a_description_with_a_tensor(part: str, tmp_path: Path) -> None:
         lightning_meta.load(tmp_path / "a.ckpt")
 
 
+def test_a_description_that_is_too_large_is_refused_with_the_name_of_the_file(tmp_path: Path) -> None:
+    whole = content()
+    whole["lightning_meta"]["init_args"]["large"] = [0] * 1_000_001
+    torch.save(whole, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"a\.ckpt: the description of the object is more than 1,000,000 values large"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
 def test_bytes_of_a_checkpoint(tmp_path: Path) -> None:
     """Bytes of the archive and of the pickle in it are changed."""
     file, counts = tmp_path / "a.ckpt", Counter[str]()
