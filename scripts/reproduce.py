@@ -3,6 +3,7 @@
     python scripts/reproduce.py --table few_shot --plan --device gpu --hours 1  # only print the plan
     python scripts/reproduce.py --table few_shot --hours 1
     python scripts/reproduce.py --table multi_task --only linear_enb multi_head_enb
+    python scripts/reproduce.py --table measurements  # figures of the pages that other commands print
 
 Each row is trained once per seed in its own run directory. Finished runs are skipped, and interrupted ones are resumed.
 Several processes can share a folder, also from several machines; each run is trained by one of them. At its end, every
@@ -22,7 +23,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from reproducing import machine
+from reproducing import machine, measurements
 from reproducing.outcomes import outcomes
 from reproducing.page import markdown, with_parts, write_csv
 from reproducing.planning import Job, duration, jobs_of, plan, text_of
@@ -41,7 +42,7 @@ PAGE = ROOT / "docs" / "reproduction.md"
 def arguments(args: Sequence[str] | None) -> argparse.Namespace:
     """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", required=True, choices=TABLES, help="table of the rows")
+    parser.add_argument("--table", required=True, choices=(*TABLES, measurements.NAME), help="table of the rows")
     parser.add_argument(
         "--only", nargs="+", action="extend", default=[], metavar="ROW", help="rows by name; by default all"
     )
@@ -68,6 +69,8 @@ def main(args: Sequence[str] | None = None) -> int:
             raise UserError(f"--seeds, --hours: expected numbers above 0, got {options.seeds} and {options.hours}")
         if options.plan and options.publish:
             raise UserError("--publish writes into docs/, and --plan only prints; give one of them")
+        if options.table == measurements.NAME:
+            return measure(options)
         rows = read_rows(options.table, options.only)
         if options.publish:
             return publish(options.table, options.runs)
@@ -90,6 +93,25 @@ def main(args: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"reproduce: error: {error}", file=sys.stderr)
         return 2
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Run the measurements, print their plan, or publish them; returns 1 if a command failed."""
+    rows = measurements.read_measurements(options.only)
+    measuring = measurements.Measuring(rows, options.runs, machine.describe("cpu"))
+    if options.plan:
+        print(measuring.text(options.hours))
+        return 0
+    if options.publish:
+        measurements.publish(PUBLISHED, measuring.collect())
+        write_pages()
+        return 0
+    try:
+        with terminated_like_interrupted():
+            return int(measuring.run(options.hours))
+    except KeyboardInterrupt:
+        print("stopped; the same command repeats what was not finished", file=sys.stderr)
+        return 130
 
 
 class Reproduction:
@@ -177,22 +199,28 @@ def publish(table: str, runs: Path) -> int:
     """Write the results of a folder into the pages, together with those of earlier runs."""
     before = read_records(PUBLISHED / f"{table}_seeds.csv")
     write(table, read_rows(table), runs, PUBLISHED, before)
-    text = with_parts(PAGE, parts())
-    with replacing(PAGE) as file:
-        file.write(text)
+    write_pages()
     return 0
 
 
-def parts() -> dict[str, str]:
-    """The parts of the page by name: the tables of published runs, and the plan for one hour on a GPU."""
-    content = {}
+def write_pages() -> None:
+    """Write the published results into the pages."""
+    for page, content in parts().items():
+        text = with_parts(page, content)
+        with replacing(page) as file:
+            file.write(text)
+
+
+def parts() -> dict[Path, dict[str, str]]:
+    """The parts of each page by name: the published results, and the plan for one hour on a GPU."""
+    content = {measurements.NAME: measurements.markdown(PUBLISHED)}
     for table in TABLES:
         rows = read_rows(table)
         command = f"python scripts/reproduce.py --table {table} --publish"
         content[table] = markdown(command, outcomes(rows, read_records(PUBLISHED / f"{table}_seeds.csv")))
     jobs = jobs_of(read_rows("few_shot"), 3, "gpu", lambda row, seed: 0.0)
     content["plan"] = text_of(plan(jobs, 1.0, lambda row: ", ".join(row.needs)), "gpu", 1.0)
-    return content
+    return {**measurements.pages(PUBLISHED), PAGE: content}
 
 
 def _figures(stored: Stored) -> str:

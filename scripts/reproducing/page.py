@@ -61,16 +61,16 @@ def markdown(command: str, figures: Sequence[Outcome]) -> str:
     parts = [f"Made by `{command}` from {len(ran)} measured figures; {len(figures) - len(ran)} were not run."]
     if ran:
         rows = [[_name(o), _measured(o), _published(o), o.verdict, _protocol(o)] for o in ran]
-        parts.append(_table(["row", "measured", "published", "verdict", "protocol"], rows))
+        parts.append(table(["row", "measured", "published", "verdict", "protocol"], rows))
         by_row = {outcome.row.name: outcome for outcome in ran}
         details = [
             [f"`{name}`", duration(_hours(o)), *(_all(o, of) for of in (_machine, _versions, _data))]
             for name, o in by_row.items()
         ]
-        parts.append(_table(["row", "time of a seed", "machine", "versions", "sha256 of the data"], details))
+        parts.append(table(["row", "time of a seed", "machine", "versions", "sha256 of the data"], details))
     if missing := [o for o in figures if o.verdict == NOT_RUN]:
         rows = [[_name(o), _published(o) or "", o.figure.source, o.figure.protocol] for o in missing]
-        parts += ["Not run:", _table(["row", "published", "source", "protocol"], rows)]
+        parts += ["Not run:", table(["row", "published", "source", "protocol"], rows)]
     return "\n\n".join(parts)
 
 
@@ -94,7 +94,8 @@ def with_parts(page: Path, parts: dict[str, str]) -> str:
     return text
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

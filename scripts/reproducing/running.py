@@ -93,7 +93,7 @@ def terminated_like_interrupted() -> Iterator[None]:
         yield
 
 
-def child(arguments: Sequence[str], claim: Claim, log: Path, deadline: float) -> End:
+def child(arguments: Sequence[str], claim: Claim, log: Path, deadline: float, output: Path | None = None) -> End:
     """Run Python in a child process, which gets SIGTERM at the deadline.
 
     Args:
@@ -101,16 +101,17 @@ def child(arguments: Sequence[str], claim: Claim, log: Path, deadline: float) ->
         claim: Lock of the folder, which the child process inherits.
         log: File to which the output is appended.
         deadline: Time of `time.monotonic`.
+        output: File for the standard output, which is replaced; None for the log.
     """
     paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
-    with log.open("ab") as output:
+    with log.open("ab") as errors, errors if output is None else output.open("wb") as printed:
         process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,  # for the recorded revision
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            stdout=printed,
+            stderr=errors,
             start_new_session=True,  # Ctrl-C reaches only this process, which passes it on once
             pass_fds=(claim.descriptor,),
         )

@@ -1,0 +1,124 @@
+"""Figures that other commands print: what is run once, what is kept, and how it gets into the pages."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import reproduce
+from reproducing import measurements
+from reproducing.measurements import Measurement, Measuring, read_measurements
+from reproducing.rows import ROOT
+
+from lightning_meta.errors import UserError
+
+ROWS = read_measurements()
+WRITE = "import sys, pathlib; pathlib.Path(sys.argv[1], 'made').write_text('7'); print('not kept')"
+READ = "import sys, pathlib; print('note', file=sys.stderr); print(pathlib.Path(sys.argv[1], 'made').read_text())"
+TWO = Measurement("two", 1, "a number", "docs/results.md", (("-c", WRITE, "{1}"), ("-c", READ, "{1}")), 0.01)
+
+
+def measuring(folder: Path, *rows: Measurement) -> Measuring:
+    return Measuring(rows, folder, "a machine")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_row_has_commands_that_exist_and_a_place_on_its_page(row: Measurement) -> None:
+    for command in row.commands:
+        if command[0] == "-m":
+            assert importlib.util.find_spec(command[1]) is not None
+        else:
+            assert (ROOT / command[0]).is_file()
+    text = (ROOT / row.page).read_text()
+    assert text.count(f"<!-- {row.name} -->") == text.count(f"<!-- /{row.name} -->") == 1
+
+
+def test_the_output_of_the_last_command_is_kept_and_nothing_is_run_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = measuring(tmp_path, TWO)
+    assert not runs.run(1.0)
+    ((about, output),) = runs.collect().values()
+    assert output == "7"
+    assert (about.row, about.machine, about.data) == ("two", "a machine", "")
+    assert all((about.torch, about.python, about.lightning_meta))
+    assert 0 <= float(about.hours) < 0.1
+    assert "note" in (runs.folder(TWO) / "log.txt").read_text()
+    stamp = runs.output(TWO).stat().st_mtime_ns
+    capsys.readouterr()
+    assert not runs.run(1.0)
+    assert runs.output(TWO).stat().st_mtime_ns == stamp
+    assert "two" not in capsys.readouterr().out
+    other = replace(TWO, commands=(TWO.commands[0], ("-c", f"{READ}; print(8)", "{1}")))  # runs in a folder of its own
+    assert not measuring(tmp_path, other).run(1.0)
+    assert measuring(tmp_path, other).collect()["two"][1] == "7\n8"
+
+
+def test_a_failed_command_is_named_and_the_commands_before_it_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails = "import sys, pathlib; sys.exit(0 if pathlib.Path('{file}').exists() else 'there is no file')"
+    second = ("-c", fails.replace("{file}", str(tmp_path / "file")))
+    once = ("-c", f"import pathlib; pathlib.Path(r'{tmp_path / 'once'}').touch(exist_ok=False)")
+    row = replace(TWO, commands=(once, second))
+    assert measuring(tmp_path, row, TWO).run(1.0)
+    out = capsys.readouterr().out
+    assert "failed: there is no file (see " in out
+    assert measuring(tmp_path, row).collect() == {}
+    (tmp_path / "file").touch()
+    assert not measuring(tmp_path, row).run(1.0)  # the first command would fail now
+    assert list(measuring(tmp_path, row).collect()) == ["two"]
+
+
+def test_what_takes_too_long_or_lacks_data_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIGHTNING_META_DATA", str(tmp_path))
+    lacking, long = replace(TWO, name="lacking", needs=("a.csv",)), replace(TWO, name="long", hours=2.0)
+    runs = measuring(tmp_path, lacking, long, TWO)
+    text = runs.text(1.0)
+    assert "- `lacking`: needs a.csv in LIGHTNING_META_DATA" in text
+    assert "- `long`: takes 2.00 h, and 1.00 h remain" in text
+    assert "| `two` | 36 s | a number | docs/results.md |" in text
+    assert not runs.run(1.0)
+    assert list(runs.collect()) == ["two"]
+    assert "left out: long: takes 2.00 h" in capsys.readouterr().out
+    slow = replace(TWO, commands=(("-c", "import time; time.sleep(60)"),), hours=1e-4)
+    assert not measuring(tmp_path, slow).run(2e-4)
+    assert "two: out of time" in capsys.readouterr().out
+
+
+def test_published_measurements_replace_their_part_of_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = replace(TWO, name="table", commands=(("-c", "print('| a |\\n| --- |\\n| 1 |')"),))
+    monkeypatch.setattr(measurements, "read_measurements", lambda: [TWO, table, replace(TWO, name="missing")])
+    runs = measuring(tmp_path, TWO, table)
+    assert not runs.run(1.0)
+    measurements.publish(tmp_path, runs.collect())
+    page = {"two": "```\n7\n```", "table": "| a |\n| --- |\n| 1 |"}
+    assert measurements.pages(tmp_path) == {ROOT / "docs/results.md": page}
+    text = measurements.markdown(tmp_path)
+    assert "| `two` | a number | `python -c" in text
+    assert text.endswith("Not run: `missing`.")
+    measurements.publish(tmp_path, {})  # keeps what was published
+    assert measurements.pages(tmp_path) == {ROOT / "docs/results.md": page}
+
+
+def test_mistakes_in_rows_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.yaml"
+    file.write_text("row: {priority: 1, about: x, page: README.md, commands: []}")
+    with pytest.raises(UserError, match="row: expected about, commands, hours"):
+        read_measurements(file=file)
+    file.write_text("row: {priority: 1, about: x, page: README.md, commands: [], hours: 1.0}")
+    with pytest.raises(UserError, match="at least one command"):
+        read_measurements(file=file)
+    with pytest.raises(UserError, match="--only: the table measurements has no row 'x'"):
+        read_measurements(["x"])
+
+
+def test_the_plan_is_printed_by_the_script(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce.main(["--table", "measurements", "--plan", "--hours", "0.001"]) == 0
+    assert "in 0 measurements" in capsys.readouterr().out
+    assert reproduce.main(["--table", "measurements", "--only", "nothing"]) == 2
+    assert "has no row 'nothing'" in capsys.readouterr().err
