@@ -16,7 +16,10 @@ from lightning_meta.errors import UserError
 
 ROWS = read_measurements()
 WRITE = "import sys, pathlib; pathlib.Path(sys.argv[1], 'made').write_text('7'); print('not kept')"
-READ = "import sys, pathlib; print('note', file=sys.stderr); print(pathlib.Path(sys.argv[1], 'made').read_text())"
+READ = (
+    "import sys, pathlib; print('note', file=sys.stderr); "
+    "print(sys.argv[1]); print(pathlib.Path(sys.argv[1], 'made').read_text())"
+)
 TWO = Measurement("two", 1, "a number", "docs/results.md", (("-c", WRITE, "{1}"), ("-c", READ, "{1}")), 0.01)
 
 
@@ -41,7 +44,7 @@ def test_the_output_of_the_last_command_is_kept_and_nothing_is_run_twice(
     runs = measuring(tmp_path, TWO)
     assert not runs.run(1.0)
     ((about, output),) = runs.collect().values()
-    assert output == "7"
+    assert output == "FOLDER1\n7"
     assert (about.row, about.machine, about.data) == ("two", "a machine", "")
     assert all((about.torch, about.python, about.lightning_meta))
     assert 0 <= float(about.hours) < 0.1
@@ -53,7 +56,7 @@ def test_the_output_of_the_last_command_is_kept_and_nothing_is_run_twice(
     assert "two" not in capsys.readouterr().out
     other = replace(TWO, commands=(TWO.commands[0], ("-c", f"{READ}; print(8)", "{1}")))  # runs in a folder of its own
     assert not measuring(tmp_path, other).run(1.0)
-    assert measuring(tmp_path, other).collect()["two"][1] == "7\n8"
+    assert measuring(tmp_path, other).collect()["two"][1] == "FOLDER1\n7\n8"
 
 
 def test_a_failed_command_is_named_and_the_commands_before_it_are_kept(
@@ -96,7 +99,7 @@ def test_published_measurements_replace_their_part_of_a_page(tmp_path: Path, mon
     runs = measuring(tmp_path, TWO, table)
     assert not runs.run(1.0)
     measurements.publish(tmp_path, runs.collect())
-    page = {"two": "```\n7\n```", "table": "| a |\n| --- |\n| 1 |"}
+    page = {"two": "```\nFOLDER1\n7\n```", "table": "| a |\n| --- |\n| 1 |"}
     assert measurements.pages(tmp_path) == {ROOT / "docs/results.md": page}
     text = measurements.markdown(tmp_path)
     assert "| `two` | a number | `python -c" in text

@@ -253,12 +253,16 @@ class Measuring:
         write_json(self.folder(row) / NOTE, {**noted, "done": done, "hours": float(about.hours)})
 
     def collect(self) -> dict[str, tuple[Measured, str]]:
-        """The finished measurements with their outputs, by name."""
+        """The finished measurements with their outputs, without the paths of this machine, by name."""
         found = {}
         for row in self.rows:
             if self.finished(row):
                 noted = {field.name: str(self._noted(row)[field.name]) for field in fields(Measured)}
-                found[row.name] = (Measured(**noted), self.output(row).read_text(encoding="utf-8").strip())
+                output = self.output(row).read_text(encoding="utf-8")
+                for number in range(1, len(row.commands) + 1):
+                    output = output.replace(str(self.folder(row) / str(number)), f"FOLDER{number}")
+                lines = [line.rstrip() for line in output.splitlines()]
+                found[row.name] = (Measured(**noted), "\n".join(lines).strip("\n"))
         return found
 
 
@@ -306,7 +310,7 @@ def pages(folder: Path) -> dict[Path, dict[str, str]]:
     """
     made: dict[Path, dict[str, str]] = {}
     for row, _ in _published(folder):
-        output = (folder / NAME / f"{row.name}.md").read_text(encoding="utf-8").strip()
+        output = (folder / NAME / f"{row.name}.md").read_text(encoding="utf-8").rstrip()
         shown = output if output.startswith("|") else f"```\n{output}\n```"
         made.setdefault(ROOT / row.page, {})[row.name] = shown
     return made
