@@ -345,6 +345,28 @@ def table_ladder(**changes: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("search", [False, True])
+def test_a_rung_that_does_not_fit_the_data_is_refused_before_another_is_trained(
+    search: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune = {"tune": {"trials": 2, "parameters": {"model.optimizer.lr": {"values": [0.1, 0.2]}}}} if search else {}
+    table_ladder(**tune)
+    ladder = yaml.safe_load(Path("toy.yaml").read_text())
+    backbone = {"class_path": "lightning_meta.nn.MLP", "init_args": {"in_features": 1, "hidden": [4]}}
+    ladder["rungs"] = {
+        "plain": {"class_path": "lightning_meta.MultiHead", "init_args": {"backbone": backbone}},
+        "late": {"class_path": "lightning_meta.Grouped", "init_args": {"backbone": backbone, "groups": [["rent"]]}},
+    }
+    Path("toy.yaml").write_text(yaml.safe_dump(ladder, sort_keys=False))
+    assert climb("--seeds=[1]") == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert "late" in said.err
+    assert "--model.groups: there is no task 'rent'" in said.err
+    assert "run 1 of" not in said.out
+    assert not list(Path("runs").rglob("*.ckpt"))
+
+
 def test_finished_runs_are_not_reported_after_the_table_has_changed(capsys: pytest.CaptureFixture[str]) -> None:
     table_ladder()
     assert climb("--seeds=[1]") == 0

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jsonargparse import Namespace
@@ -29,10 +30,12 @@ from lightning_meta.describing import Described, refuse_unknown
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import as_list, check_monitor, check_seed, check_trainer
 from lightning_meta.fitting.place import find_place
+from lightning_meta.fitting.quiet import quiet_lightning
 from lightning_meta.fitting.run_checks import check_run_options
 from lightning_meta.fitting.training import TRAINER_DEFAULTS, Training
 from lightning_meta.run import RunCheckpoint
 from lightning_meta.run.termination import Interrupted, status_of
+from lightning_meta.silence import silence
 
 _log = logging.getLogger(__name__)
 
@@ -161,6 +164,24 @@ class ParsedOnly(MetaCLI):
 
     def instantiate_classes(self) -> None:
         """Create nothing."""
+
+
+def rehearse(args: Sequence[str]) -> None:
+    """Set up a run without reading a batch, on one CPU and in a temporary folder, to find mistakes before it starts.
+
+    Args:
+        args: Options of `fit`; their callbacks and loggers are left out, since they may write elsewhere.
+
+    Raises:
+        UserError: The model does not fit the data, or an option is wrong.
+    """
+    alone = ("accelerator=cpu", "devices=1", "num_nodes=1", "strategy=auto", "precision=32", "sync_batchnorm=false")
+    nothing = ("max_steps=0", "num_sanity_val_steps=0", "callbacks=null", "logger=null", "enable_progress_bar=false")
+    options = [f"--trainer.{option}" for option in (*alone, *nothing)]
+    with TemporaryDirectory() as folder, silence("lightning_meta", "lightning.pytorch"), quiet_lightning():
+        cli = MetaCLI([*args, f"--runs={folder}", *options])
+        with naming_options(cli.config):
+            cli.training.rehearse()
 
 
 def fit(args: Sequence[str]) -> None:

@@ -150,6 +150,19 @@ class Training:
             if self.trainer.fit_loop.epoch_loop.batch_progress.total.ready:
                 note_use_of_seed()
 
+    def rehearse(self) -> None:
+        """Set up the run, train for the steps that the options ask for, and remove its directory.
+
+        Raises:
+            UserError: The input is wrong.
+            Interrupted: Ctrl-C.
+        """
+        try:
+            with ending_well(self.trainer, self.termination, self.watch):
+                self._train()
+        finally:
+            self.directory.discard()
+
     def _run(self) -> Run:
         trainer, directory = self.trainer, self.directory
         try:

@@ -17,7 +17,7 @@ import yaml
 
 from lightning_meta.cli.children import ERROR, Children, last_line
 from lightning_meta.cli.compare import show_report
-from lightning_meta.cli.fit import fit
+from lightning_meta.cli.fit import fit, rehearse
 from lightning_meta.cli.ladder.file import OF_THE_LADDER, Ladder, read_ladder
 from lightning_meta.cli.ladder.groups import GroupedRung, compare_with_extremes, grouped_rung
 from lightning_meta.cli.ladder.linear import compare_with_linear
@@ -189,6 +189,7 @@ def _train(
 ) -> None:
     """Train the runs that are not finished, in child processes if `separate`; see `run_in_processes` for `failed`."""
     _check_data(runs, data)
+    _rehearse(runs)
     waiting = []
     for number, run in enumerate(runs, 1):
         line = f"run {number} of {len(runs)}: {run.title}"
@@ -210,6 +211,20 @@ def _check_data(runs: Sequence[PlannedRun], data: UnchangedData) -> None:
     finished = [run.directory for run in runs if run.finished and run.directory is not None]
     if finished:
         data.check(lambda: read_yaml(runs[0].file)["data"], finished, "give the ladder another --name, or remove {run}")
+
+
+def _rehearse(runs: Sequence[PlannedRun]) -> None:
+    """Refuse a rung that cannot be set up before another one is trained; the first to be trained needs no rehearsal."""
+    waiting = [run for run in runs if not run.finished]
+    of_rung = {run.rung: run for run in reversed(waiting)}
+    begun = {run.rung for run in runs if run.directory is not None} | {run.rung for run in waiting[:1]}
+    for rung in (rung for rung in dict.fromkeys(run.rung for run in waiting) if rung not in begun):
+        try:
+            rehearse(of_rung[rung].arguments)
+        except UserError as error:
+            raise UserError(f"{of_rung[rung].title}: {error}") from error
+        except Exception:  # the run itself shows it with its traceback, or it is only on the CPU that it fails
+            continue
 
 
 def _run_here(runs: Sequence[tuple[str, PlannedRun]], threads: int) -> None:
