@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from jsonargparse import Namespace
@@ -125,8 +125,8 @@ def _label(
     skipped: list[str] = []
     try:
         with replacing(Path(config.out)) as out:
-            writer = csv.writer(out, delimiter=delimiter_of(config.out) or ",")
-            abstained = _write(writer, predictor, _batches(queries, model, config, skipped), counts, calibration)
+            batches, delimiter = _batches(queries, model, config, skipped), delimiter_of(config.out) or ","
+            abstained = _write(out, predictor, batches, counts, calibration, delimiter)
             if not counts:
                 raise UserError(f"--query: none of {len(queries)} images can be read; the first: {skipped[0]}")
     except OSError as error:
@@ -226,14 +226,15 @@ def _calibration(config: Namespace, model: MetaModule, support: Counter[str]) ->
 
 
 def _write(
-    writer: Any,
+    out: IO[Any],
     predictor: Predictor,
     batches: Iterator[tuple[list[Path], Tensor]],
     counts: Counter[str],
     calibration: Calibration | None = None,
+    delimiter: str = ",",
 ) -> int:
     """Write the rows, count labels, and return how many images are abstained from."""
-    classes, without = predictor.classes, 0
+    writer, classes, without = csv.writer(out, delimiter=delimiter), predictor.classes, 0
     sure = [] if calibration is None else ["set", "abstained"]
     writer.writerow(["file", "label", "margin", *sure, *(f"p({name})" for name in classes)])
     for files, images in batches:

@@ -147,14 +147,15 @@ def check(config: Namespace) -> None:
         raise UserError("--calibrated requires --query or --table; leave it out")
     refuse_odd_name(Path(config.out))
     check_target(Path(config.out), option="--out")
-    if Path(config.out).suffix.lower() not in WRITTEN:
-        raise UserError(
-            f"--out {config.out}: the predictions are text; expected a file that ends in .csv, .tsv or .txt"
-        )
-    if config.query is not None or config.table is not None:
+    predicts = config.query is not None or config.table is not None
+    if predicts:
         refuse_existing("--out", [Path(config.out)], config.overwrite)
     if config.export is not None:
         _check_export(config)
+    if predicts and Path(config.out).suffix.lower() not in WRITTEN:
+        raise UserError(
+            f"--out {config.out}: the predictions are text; expected a file that ends in .csv, .tsv or .txt"
+        )
 
 
 def delimiter_of(out: str) -> str | None:
