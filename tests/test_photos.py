@@ -113,7 +113,8 @@ SMALL = {
         6,
         4,
         [],
-        "of the train split has 4; ask for fewer, such as 2 + 2, or leave such classes out by small_classes skip\n",
+        "of the train split has 4; ask for fewer, such as 2 + 2, or set --data.small_classes 'skip' to leave such "
+        "classes out\n",
     ),
     "ways": (8, 5, ["--data.ways=3"], "or set least_classes of ImageFolder and the ways of tasks to 2\n"),
 }

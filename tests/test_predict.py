@@ -317,6 +317,14 @@ def test_classes_of_any_name(trained: Path, capsys: pytest.CaptureFixture[str]) 
     assert all(name in said for name in names)
 
 
+def test_the_columns_of_a_tsv_file_are_separated_by_tabs(trained: Path) -> None:
+    assert predict(trained / "protonet" / "0", "--out=predictions.tsv") == 0
+    assert predict(trained / "protonet" / "0") == 0
+    tabs, commas = (Path(f"predictions.{suffix}").read_text() for suffix in ("tsv", "csv"))
+    assert tabs.startswith("file\tlabel\tmargin\t")
+    assert tabs.replace("\t", ",") == commas
+
+
 def test_single_files_and_inverted_images(trained: Path) -> None:
     files = ["--query", "query/left_0.jpg", "query/top_1.jpg"]
     command = ["predict", "--ckpt_path", str(trained / "protonet" / "0"), "--support", "support", *files]
@@ -393,6 +401,7 @@ BAD = {
     "no images": (["--query=empty"], "found no images"),
     "no folder": (["--out=nowhere/labels.csv"], "there is no folder nowhere"),
     "a folder": (["--out=support"], "this is a folder"),
+    "a table that is not text": (["--out=predictions.parquet"], "--out predictions.parquet: the predictions are text"),
     "batch": (["--batch_size=0"], "at least 1"),
     "export": (["--export=task.bin"], ".pt2 or .onnx"),
     "device": (
@@ -421,7 +430,7 @@ def test_other_ways_other_models_and_classes_without_images(trained: Path, capsy
     assert "this class has no images" in capsys.readouterr().err
     Path("support/top").rmdir()
     assert predict(trained / "maml" / "0") == 2
-    assert "3" in capsys.readouterr().err
+    assert "error: --support: this MAML has a head for 3 ways, got 2" in capsys.readouterr().err
     Path("sine.yaml").write_text(yaml.safe_dump(MAML))
     assert main(["fit", "--config", "sine.yaml"]) == 0
     assert predict(Path("runs/sine/0")) == 2

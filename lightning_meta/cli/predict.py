@@ -23,7 +23,8 @@ from torch import Tensor
 from lightning_meta.cells import as_cells
 from lightning_meta.cli.calibrating import read_calibration
 from lightning_meta.cli.messages import parse
-from lightning_meta.cli.predict_options import IMAGES_AT_ONCE, check, make_parser
+from lightning_meta.cli.options import naming_options
+from lightning_meta.cli.predict_options import ALIASES, IMAGES_AT_ONCE, check, delimiter_of, make_parser
 from lightning_meta.cli.predict_rows import predict_rows
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.data.images import image_files, labelled_files, read_images
@@ -46,6 +47,11 @@ def predict(args: Sequence[str]) -> None:
     """Print the leave-one-out accuracy of the labelled images, and write the predictions for other images or rows."""
     config = parse(make_parser(), args, "predict")
     check(config)
+    with naming_options(config, ALIASES):
+        _predict(config)
+
+
+def _predict(config: Namespace) -> None:
     if config.table is not None or config.support is None:
         model = _loaded(config).to(find_device(config.device, "--device"))
         if config.table is not None:
@@ -119,7 +125,8 @@ def _label(
     skipped: list[str] = []
     try:
         with replacing(Path(config.out)) as out:
-            abstained = _write(out, predictor, _batches(queries, model, config, skipped), counts, calibration)
+            batches, delimiter = _batches(queries, model, config, skipped), delimiter_of(config.out) or ","
+            abstained = _write(out, predictor, batches, counts, calibration, delimiter)
             if not counts:
                 raise UserError(f"--query: none of {len(queries)} images can be read; the first: {skipped[0]}")
     except OSError as error:
@@ -224,9 +231,10 @@ def _write(
     batches: Iterator[tuple[list[Path], Tensor]],
     counts: Counter[str],
     calibration: Calibration | None = None,
+    delimiter: str = ",",
 ) -> int:
     """Write the rows, count labels, and return how many images are abstained from."""
-    writer, classes, without = csv.writer(out), predictor.classes, 0
+    writer, classes, without = csv.writer(out, delimiter=delimiter), predictor.classes, 0
     sure = [] if calibration is None else ["set", "abstained"]
     writer.writerow(["file", "label", "margin", *sure, *(f"p({name})" for name in classes)])
     for files, images in batches:

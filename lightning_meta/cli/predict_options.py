@@ -19,6 +19,10 @@ from lightning_meta.run.programs import FORMATS
 IMAGES_AT_ONCE = 256
 OF_IMAGES = ("support", "labels", "query", "batch_norm", "steps", "invert", "skip_unreadable")
 """Options that apply only to images."""
+ALIASES = {"ways": "--support", **{n: f"--{n}" for n in ("delimiter", "decimal", "batch_size", "batch_norm", "steps")}}
+"""Options by the arguments that messages name."""
+WRITTEN = ("", ".csv", ".tsv", ".txt")
+"""Suffixes of the predictions, which are text."""
 
 
 def make_parser() -> Parser:
@@ -78,7 +82,12 @@ def make_parser() -> Parser:
         action="extend",
         help="Images to label: files, or folders with all that is below them; hidden ones are skipped.",
     )
-    parser.add_argument("--out", type=str, default="predictions.csv", help="The table: a row for each image or row.")
+    parser.add_argument(
+        "--out",
+        type=str,
+        default="predictions.csv",
+        help="The predictions, as CSV: a row for each image or row. In a .tsv file, tabs separate the columns.",
+    )
     parser.add_argument(
         "--export",
         type=str | None,
@@ -138,10 +147,20 @@ def check(config: Namespace) -> None:
         raise UserError("--calibrated requires --query or --table; leave it out")
     refuse_odd_name(Path(config.out))
     check_target(Path(config.out), option="--out")
-    if config.query is not None or config.table is not None:
+    predicts = config.query is not None or config.table is not None
+    if predicts:
         refuse_existing("--out", [Path(config.out)], config.overwrite)
     if config.export is not None:
         _check_export(config)
+    if predicts and Path(config.out).suffix.lower() not in WRITTEN:
+        raise UserError(
+            f"--out {config.out}: the predictions are text; expected a file that ends in .csv, .tsv or .txt"
+        )
+
+
+def delimiter_of(out: str) -> str | None:
+    """Return the separator of the columns of a file of predictions; None if its name does not state one."""
+    return "\t" if Path(out).suffix.lower() == ".tsv" else None
 
 
 def _check_export(config: Namespace) -> None:

@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from numpy.typing import NDArray
 
 from lightning_meta.cli.calibrating import read_table_calibration
+from lightning_meta.cli.predict_options import delimiter_of
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule
 from lightning_meta.multitask import MultiTaskModule
@@ -55,9 +56,9 @@ def predict_rows(config: Namespace, model: Any) -> None:
     columns = [[name, *_as_text(values, spelling.decimal)] for name, values in predictions.items()]
     if ROW not in predictions:  # a target may be called so
         columns.insert(0, [ROW, *map(str, range(1, rows + 1))])
-    delimiter = spelling.delimiter or DELIMITERS.get(Path(config.table).suffix.lower(), ",")
+    of_table = spelling.delimiter or DELIMITERS.get(Path(config.table).suffix.lower(), ",")
     try:
-        write_table(Path(config.out), zip(*columns, strict=True), delimiter)
+        write_table(Path(config.out), zip(*columns, strict=True), delimiter_of(config.out) or of_table)
     except OSError as error:
         raise UserError(f"--out {config.out}: the file cannot be written ({error.strerror})") from error
     abstained = [cells for values in predictions.values() if (cells := booleans_in(values))]

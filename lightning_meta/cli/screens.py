@@ -62,7 +62,8 @@ All options of the configuration can be set on the command line:
   --model.NAME          such as --model.inner_lr 0.1 or --model ProtoNet
   --data.NAME           such as --data.shots 5 or --data.source.root FOLDER
   --trainer.NAME        such as --trainer.max_steps 1000, --trainer.devices 2,
-                        --trainer.accelerator cpu, --trainer.precision 16
+                        --trainer.accelerator cpu,
+                        --trainer.precision bf16-mixed
   --checkpoint.NAME     such as --checkpoint.monitor val/loss
 
 """
@@ -85,7 +86,7 @@ Test a trained model, on its own test tasks or on others.
                         can then write sets of labels that contain the true
                         label for this share of images or rows.
   --importance          Also measure how much each column of a table matters.
-  --config FILE         Configuration with other data. Add --trust if the run
+  --config NAME|FILE    Configuration with other data. Add --trust if the run
                         uses classes of your own.
   --seed_everything N   Seed of all generators; by default the run's.
   --threads N           Threads of the processor; by default torch's choice.
@@ -96,13 +97,15 @@ Test a trained model, on its own test tasks or on others.
 
 PREDICT = """usage: lightning-meta predict --ckpt_path RUN --table FILE [options]
        lightning-meta predict --ckpt_path RUN --support FOLDER --query FILE...
+       lightning-meta predict --ckpt_path RUN [--support FOLDER] --export FILE
 
 Predict for new rows of a table, or label images by a few labelled ones of each
 class; the classes may be new to the model.
 
   --ckpt_path RUN       A run (its best checkpoint) or a checkpoint.
   --out FILE            The predictions; by default predictions.csv.
-  --export FILE         Also write the learned task to FILE.pt2 or FILE.onnx.
+  --export FILE         Write the model, or with --support the learned task, to
+                        FILE.pt2 or FILE.onnx; predictions are optional then.
   --calibrated          Also write sets of labels, or intervals of numbers; this
                         requires a `test --calibrate` of the run.
   --overwrite           Replace existing files.

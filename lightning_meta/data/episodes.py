@@ -330,7 +330,7 @@ def check_pool(
                 f"{test}queries: {shape.queries} a class make {fewest * shape.queries} queries a task, but the "
                 f"{fewest} smallest classes of the {split} split have {least} examples beside their support examples; "
                 f"ask for at most {least // fewest}"
-                + ("" if least >= fewest else f", which is too few: give small_classes skip, or fewer {test}shots")
+                + ("" if least >= fewest else f", which is too few: give small_classes='skip', or fewer {test}shots")
             )
         return
     if shape.small_classes == "skip":
@@ -341,8 +341,8 @@ def check_pool(
         if shape.support_dirichlet is not None:
             raise UserError(
                 f"support_dirichlet: a class may have up to {examples} examples in a task, but class {name!r} of the "
-                f"{split} split has {smallest}; ask for fewer {test}shots or {test}queries, or leave such classes out "
-                "by small_classes skip"
+                f"{split} split has {smallest}; ask for fewer {test}shots or {test}queries, or "
+                "set small_classes='skip' to leave such classes out"
             )
         if shape.dirichlet is not None:
             raise UserError(
@@ -355,7 +355,7 @@ def check_pool(
         raise UserError(
             f"{test}shots + {test}queries: {examples - shape.queries} + {shape.queries} = {examples} examples a class "
             f"were asked for, but class {name!r} of the {split} split has {smallest}; "
-            f"ask for {fewer} or leave such classes out by small_classes skip"
+            f"ask for {fewer} or set small_classes='skip' to leave such classes out"
         )
 
 
@@ -370,7 +370,7 @@ def _check_rows(pool: Pool, split: Split, rows: int, queries: int) -> None:
         raise UserError(
             f"{test}shots + {test}queries: {rows - queries} + {queries} = {rows} rows a task were asked for, but task "
             f"{pool.names[int(pool.sizes.argmin())]!r} of the {split} split has {smallest} ({few} of {len(pool.names)} "
-            "tasks have too few); ask for fewer, or leave such tasks out by least_rows"
+            f"tasks have too few); ask for fewer, or set least_rows={rows} to leave such tasks out"
         )
 
 

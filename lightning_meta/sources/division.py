@@ -55,7 +55,9 @@ def class_counts(count: int, fractions: Sequence[float], least: int) -> dict[Spl
 def enough_classes(
     count: int, fractions: Sequence[float], least: int, needs: Mapping[Split, tuple[int, int]]
 ) -> int | None:
-    """Return the smallest `least` for `class_counts` with which every split has enough classes; None if there is none.
+    """Return the smallest `least` that changes `class_counts` and gives every split enough classes; None if none does.
+
+    A division with the same counts is the same division, which may lack classes of enough examples.
 
     Args:
         count: Total number of classes.
@@ -63,8 +65,10 @@ def enough_classes(
         least: Current value, which is too small.
         needs: Number of classes per task, and of examples per class, by split.
     """
+    current = class_counts(count, fractions, least)
     for more in range(least + 1, count // 3 + 1):
-        if all(size >= needs[split][0] for split, size in class_counts(count, fractions, more).items()):
+        counts = class_counts(count, fractions, more)
+        if counts != current and all(size >= needs[split][0] for split, size in counts.items()):
             return more
     return None
 

@@ -145,7 +145,7 @@ class ImageFolder(ImageFilesSource):
             return f"by folders in {self.root}/train, val and test: tasks need {tasks}"
         count = len(folders_in(self.root))
         if (least := enough_classes(count, self.fractions, self.least_classes, needs)) is not None:
-            return f"by least_classes={least} of ImageFolder: tasks need {tasks}, and there are {count} classes"
+            return f"with least_classes={least} of ImageFolder: tasks need {tasks}, and there are {count} classes"
         fewer = count // 3
         ways = f"; or set least_classes of ImageFolder and the ways of tasks to {fewer}" if fewer > 1 else ""
         return f"by more class folders: tasks need {tasks}, and there are {count}{ways}"

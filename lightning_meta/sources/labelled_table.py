@@ -123,7 +123,7 @@ class LabelledTable(TablePools):
             return f"in the column {self.split_column!r} of {self.path}: tasks need {tasks}"
         count = sum(map(len, self._classes.values()))
         if (least := enough_classes(count, self.fractions, self.least_classes, needs)) is not None:
-            return f"by least_classes={least} of LabelledTable: tasks need {tasks}, and there are {count} classes"
+            return f"with least_classes={least} of LabelledTable: tasks need {tasks}, and there are {count} classes"
         fewer = count // 3
         ways = f"; or set least_classes of LabelledTable and the ways of tasks to {fewer}" if fewer > 1 else ""
         return f"by more classes: tasks need {tasks}, and there are {count}{ways}"

@@ -61,6 +61,12 @@ class Target:
             UserError: A value is invalid, or two values contradict each other.
         """
         if self.kind is not None:
+            if not isinstance(self.kind, str):
+                raise UserError(
+                    f"Table targets: {name}: expected a kind, such as 'regression', or a "
+                    f"lightning_meta.sources.Target, such as Target('regression', unit='kEUR'); got "
+                    f"{type(self.kind).__name__}"
+                )
             one_of(f"Table targets: {name}", self.kind, Kind)
         if self.unit is not None and (self.classes is not None or self.kind in ("binary", "multiclass")):
             raise UserError(f"Table targets: {name} has the unit {self.unit!r}, but labels have none; leave it out")

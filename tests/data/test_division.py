@@ -6,7 +6,7 @@ import torch
 
 from lightning_meta.batches import SPLITS
 from lightning_meta.data.pool import Pool
-from lightning_meta.sources.division import divide, divided, merged
+from lightning_meta.sources.division import class_counts, divide, divided, enough_classes, merged
 
 
 def numbered(sizes: list[int], names: str, first: int = 0) -> Pool:
@@ -41,3 +41,11 @@ def test_divided_depends_on_the_units_alone() -> None:
     for count, least, sizes in ((1, 0, [1, 0, 0]), (2, 0, [2, 0, 0]), (3, 0, [2, 0, 1]), (3, 1, [1, 1, 1])):
         of = Counter(divided(set(units[:count]), (0.6, 0.15, 0.25), seed=0, least=least).values())
         assert [of[split] for split in SPLITS] == sizes
+
+
+def test_more_classes_are_a_different_division() -> None:
+    fractions, needs = (0.6, 0.15, 0.25), dict.fromkeys(SPLITS, (5, 6))
+    # Validation has 5 of 30 classes. If one of these has too few examples, 2 to 5 for each split change nothing.
+    assert class_counts(30, fractions, least=1) == class_counts(30, fractions, least=5)
+    assert enough_classes(30, fractions, 1, needs) == 6
+    assert enough_classes(17, fractions, 5, needs) is None

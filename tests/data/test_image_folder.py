@@ -142,7 +142,9 @@ def test_a_folder_that_is_too_small_says_which_ways_it_is_enough_for(cache: Path
     assert "own/train, val and test: tasks need 2 of 2 images" in refusal
 
 
-@pytest.mark.parametrize(("images", "said"), [(5, "ask for fewer, such as 3 + 2, or leave"), (1, "ask for fewer or")])
+@pytest.mark.parametrize(
+    ("images", "said"), [(5, "ask for fewer, such as 3 + 2, or set small_classes='skip'"), (1, "ask for fewer or")]
+)
 def test_too_few_images_say_which_shots_and_queries_would_do(
     cache: Path, tmp_path: Path, images: int, said: str
 ) -> None:
@@ -175,7 +177,7 @@ def test_the_least_number_that_is_named_gives_every_split_enough(cache: Path, tm
         try:
             sizes = few_shot(folder, **options)
         except UserError as error:
-            if found := re.search(r"by least_classes=(\d+) of ImageFolder", str(error)):
+            if found := re.search(r"with least_classes=(\d+) of ImageFolder", str(error)):
                 named += 1
                 sizes = few_shot(folder, **options, least_classes=int(found[1]))
             else:

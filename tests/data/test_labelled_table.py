@@ -127,5 +127,5 @@ def test_a_class_in_two_splits_is_refused(tmp_path: Path) -> None:
 def test_too_few_classes_for_the_ways_say_which_option_gives_more(tmp_path: Path) -> None:
     write(tmp_path / "t.csv")
     data = EpisodicDataModule(LabelledTable(tmp_path / "t.csv", "class"), ways=4, shots=1, queries=2)
-    with pytest.raises(UserError, match="by least_classes=4 of LabelledTable"):
+    with pytest.raises(UserError, match="with least_classes=4 of LabelledTable"):
         data.setup("fit")

@@ -24,6 +24,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.nn import MLP
 from lightning_meta.sources import LabelledTable, RegressionTable, Table, Target
 from lightning_meta.sources.table_features import CHUNK
+from lightning_meta.tasks import Regression
 
 Rows = list[dict[str, Any]]
 
@@ -398,3 +399,10 @@ def test_few_such_numbers_are_categories_with_a_warning(tmp_path: Path, caplog: 
     with pytest.raises(UserError, match=r"expected a number$"):
         Table(comma_table(tmp_path, ".parquet", x=MANY), {"x": "regression"}).sets()
     assert "decimals" not in caplog.text
+
+
+@pytest.mark.parametrize("described", [{"kind": "regression", "unit": "kEUR"}, Regression(1)])
+def test_a_target_that_is_described_by_another_object_is_refused(described: Any) -> None:
+    targets: Any = {"y": described}
+    with pytest.raises(UserError, match=r"^Table targets: y: expected a kind, .*, such as Target\('regression', unit="):
+        Table("t.csv", targets)

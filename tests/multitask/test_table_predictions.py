@@ -492,9 +492,13 @@ def test_predictions_are_written_as_the_table_is_and_keep_its_ids(
     assert main(["predict", *options, "--overwrite", "--keep", "row"]) == 2
     assert "--keep: 'row' is the column that counts the rows" in capsys.readouterr().err
     assert main(["predict", *options, "--overwrite", "--delimiter", "|", "--keep", "id"]) == 2
-    assert "set delimiter=';'" in capsys.readouterr().err  # rather than that there is no such column to keep
+    assert "set --delimiter ';'" in capsys.readouterr().err  # rather than that there is no such column to keep
     assert main(["predict", *options, "--overwrite", "--keep", "sold"]) == 2
     assert "--keep: 'sold' is the name of a column of the predictions" in capsys.readouterr().err
+    assert main(["predict", *options, "--overwrite", "--decimal", "."]) == 2
+    assert "if they are, set --decimal ','" in capsys.readouterr().err
+    assert main(["predict", *options, "--out", "predictions.tsv"]) == 0
+    assert Path("predictions.tsv").read_text().startswith("row\tprice [kEUR]\t")
     # A table with points and commas is written with them.
     write(tmp_path / "plain.csv", houses(5, seed=1))
     given = ["--table", "plain.csv", "--delimiter", ",", "--decimal", ".", "--overwrite"]

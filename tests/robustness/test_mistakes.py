@@ -215,7 +215,7 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         (
             "--data.test_ways: 2 classes",
             "the val split has 1",
-            "least_classes=2 of ImageFolder",
+            "--data.source.least_classes 2 of ImageFolder",
             "there are 10 classes",
         ),
     ),

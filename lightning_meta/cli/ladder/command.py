@@ -120,9 +120,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--trainer.max_steps=1000.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="File with seeds, baseline, shared, model, tune and rungs.")
+    parser.add_argument(
+        "--config",
+        metavar="NAME|FILE",
+        help="Name of a shipped ladder, such as ladder_glyphs, or your file, with seeds, baseline, shared, model, tune "
+        "and rungs.",
+    )
     parser.add_argument("--name", help="Name of the ladder; by default that of the config file.")
-    parser.add_argument("--runs", default="runs", help="Folder of all runs.")
+    parser.add_argument("--runs", metavar="FOLDER", default="runs", help="Folder of all runs; by default runs.")
     parser.add_argument("--seeds", type=_list, help="Seeds that replace those of the file, such as '[1, 2, 3]'.")
     parser.add_argument("--rungs", type=_list, help="Only these rungs, such as '[independent, multi_head]'.")
     parser.add_argument(
@@ -137,12 +142,15 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"Largest number of groups, {GROUPS} by default; the rung is called groups_{GROUPS}.",
     )
     parser.add_argument("--trials", type=int, help="Trials of each tuned rung; replaces tune.trials of the file.")
-    parser.add_argument("--jobs", type=int, default=1, help="Number of runs to train at a time, in child processes.")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="Number of runs to train at a time, in child processes; by default 1."
+    )
     parser.add_argument(
         "--threads",
         type=int,
         default=1,
-        help="Threads of each run. Results depend on it in their last digits, so it does not change with --jobs.",
+        help="Threads of each run, by default 1. Results depend on it in their last digits, so it does not change with "
+        "--jobs.",
     )
     parser.add_argument("--wandb_project", help="Log the report to this W&B project as well.")
     return parser

@@ -79,7 +79,7 @@ def make_parser() -> PlainParser:
     )
     parser.add_argument("--trials", type=int, help="Total number of trials; by default all points of a grid.")
     parser.add_argument("--name", help="Name of the sweep; by default sweep_ and the name of the file.")
-    parser.add_argument("--runs", default="runs", help="Folder of all runs.")
+    parser.add_argument("--runs", metavar="FOLDER", default="runs", help="Folder of all runs; by default runs.")
     return parser
 
 
