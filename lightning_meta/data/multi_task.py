@@ -24,6 +24,7 @@ from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.data.undefined_scores import Undefined, undefined_scores
 from lightning_meta.errors import UserError, some_of
+from lightning_meta.metrics import is_reserved
 from lightning_meta.tasks import Classification, Task, TasksSpec
 from lightning_meta.tasks.few_rows import FEWEST_ROWS, enough_rows
 from lightning_meta.tasks.table import TableSpec, refuse_shared_predictions
@@ -268,6 +269,17 @@ def check_tasks(tasks: Any) -> None:
             raise UserError(
                 f"task {name!r}: {kind} does not name its score; set the class attribute selection, such as "
                 'selection = "nll", the mean of example_scores'
+            )
+        if is_reserved(task.selection):
+            raise UserError(
+                f"task {name!r}: {kind}.selection is {task.selection!r}, by which something else is logged; choose "
+                "another name"
+            )
+        further = task.metrics()
+        if taken := [metric for metric in further if is_reserved(metric) or metric in (task.selection, *task.beside)]:
+            raise UserError(
+                f"task {name!r}: {kind}.metrics() has a metric {taken[0]!r}, by which something else is logged; choose "
+                "another name"
             )
         if task.selection_mode not in ("min", "max"):
             raise UserError(

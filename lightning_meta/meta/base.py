@@ -433,6 +433,16 @@ class MetaModule(ChecksBatches, Learner, ABC):
             f"{type(self).__name__}.{method} returned {received}; expected a scalar tensor, the mean over examples"
         )
 
+    def _check_score(self, score: Any) -> Tensor:
+        """Refuse a score that is not a single number for each task, from which intervals over tasks would be wrong."""
+        if isinstance(score, Tensor) and not score.dim():
+            return score
+        received = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+        raise UserError(
+            f"{type(self.task).__name__}.score returned {received} for outputs (M, outputs) of one task; expected a "
+            "scalar tensor"
+        )
+
     def _check_outcome(self, method: str, outcome: Any) -> Outcome:
         """Refuse the result of a training pass that is not an `Outcome`."""
         if isinstance(outcome, Outcome):
@@ -555,7 +565,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         for state in self.trajectory(support, ways):
             outputs = self.predict(state, query.x)  # the last state's are returned
             self.check_outputs(outputs, query, ways)
-            scores.append(self.task.score(outputs, query.y))
+            scores.append(self._check_score(self.task.score(outputs, query.y)))
         return self.task.loss(outputs, query.y), torch.stack(scores), outputs
 
     def _evaluate(self, batch: Episode, scores: TaskScores) -> None:
