@@ -22,7 +22,7 @@ from lightning_meta.functional.recomputation import check_replays, draws
 from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.checks import check_derivatives
 from lightning_meta.nn.features import zeros_like_inputs
-from lightning_meta.nn.normalization import Statistics, refuse_other_batch_norms, statistics_from, task_norms
+from lightning_meta.nn.normalization import Statistics, per_task, refuse_other_batch_norms, statistics_from, task_norms
 from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call, tensors_of, untouched
 from lightning_meta.overrides import CalledInPart
 from lightning_meta.tasks import EpisodeSpec
@@ -135,8 +135,10 @@ class GradientBasedLearner(MetaModule, ABC):
     }
 
     def make_parts(self) -> None:
-        """Make the head, and refuse unknown names in `inner_parameters`."""
+        """Make the head, whose batch normalisation is also per task, and refuse unknown names in `inner_parameters`."""
         super().make_parts()
+        per_task(self.network)
+        refuse_other_batch_norms(self.network, "head")
         if _all_of_head(self.adapted()):
             self._check_randomness()
 
@@ -350,7 +352,7 @@ class GradientBasedLearner(MetaModule, ABC):
     @property
     def transductive(self) -> bool:
         """Whether a prediction depends on the query set."""
-        return self.batch_norm == "transductive" and bool(task_norms(self.backbone))
+        return self.batch_norm == "transductive" and bool(task_norms(self.network if self._built else self.backbone))
 
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the linear head."""

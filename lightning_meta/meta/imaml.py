@@ -137,7 +137,7 @@ class IMAML(GradientBasedLearner):
 
             def query_loss(phi: Tensors) -> tuple[Tensor, Outcome]:
                 current = state
-                if self.batch_norm == "inductive" and task_norms(self.backbone):
+                if self.batch_norm == "inductive" and task_norms(self.network):
                     current = support_pass(phi)[1]  # the support set's statistics depend on φ as well
                 outcome = self.outcome({**current, **phi}, query)
                 return outcome.loss, outcome
