@@ -133,7 +133,7 @@ class IMAML(GradientBasedLearner):
                 return stateless_call(self.network, tensors, support.x, "batch")
 
             def support_loss(phi: Tensors) -> Tensor:
-                return self.check_loss("inner_loss", self.inner_loss(support_pass(phi)[0], support.y))
+                return self.support_loss(support_pass(phi)[0], support.y)
 
             def query_loss(phi: Tensors) -> tuple[Tensor, Outcome]:
                 current = state
