@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from lightning_meta.batch_check import ChecksBatches
 from lightning_meta.batches import Episode, Examples
@@ -326,6 +327,19 @@ class MetaModule(ChecksBatches, Learner, ABC):
                 shown = name == "loss"  # the progress bar shows the metric of validation
                 self.log(f"train/{name}", value, prog_bar=shown, sync_dist=True, batch_size=len(batch.tasks))
         return loss
+
+    def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
+        """Log a value as Lightning does; not one of a single task.
+
+        Raises:
+            UserError: The value was computed for one task, within `vmap` or an inner gradient, and is not a number yet.
+        """
+        if isinstance(value, Tensor) and is_functorch_wrapped_tensor(value):
+            raise UserError(
+                f"log: {name!r} was computed for a single task, and tasks are computed together; compute and log it in "
+                "training_step or validation_step"
+            )
+        super().log(name, value, *args, **options)
 
     def graphed_loss(self, batch: Episode) -> tuple[Tensor, Outcome]:
         """The mean outer loss of a meta-batch and the outcome per task, by a CUDA graph if `graph` allows it."""

@@ -395,6 +395,19 @@ def test_what_does_not_fit_the_parameters_of_an_inner_loop_is_refused(
         module.meta_batch_loss(next(iter(data.train_dataloader())))
 
 
+@pytest.mark.parametrize("method", [MAML, ProtoNet])
+def test_a_value_of_a_single_task_is_not_logged(method: type[MetaModule]) -> None:
+    class Logs(method):  # type: ignore[misc, valid-type]
+        def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
+            outcome: Outcome = super().task_loss(support, query, ways)
+            self.log("train/own", outcome.loss)
+            return outcome
+
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    with pytest.raises(UserError, match="log: 'train/own' was computed for a single task"):
+        L.Trainer(max_steps=1, accelerator="cpu", **options).fit(Logs(MLP(784, (8,)), strategy="vmap"), data())
+
+
 def test_the_inner_loss_alone_can_be_replaced() -> None:
     support = Examples(torch.randn(6, 1), torch.randn(6, 1))
     query = Examples(torch.randn(4, 1), torch.randn(4, 1))
