@@ -33,7 +33,7 @@ from lightning_meta.data.episodes import (
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.source import Source, TaskGenerator, check_inputs, check_parts
+from lightning_meta.data.source import Source, TaskGenerator, check_detached, check_inputs, check_parts
 from lightning_meta.errors import UserError, one_of, some_of
 from lightning_meta.nn.likeness import input_statistics
 from lightning_meta.tasks import EpisodeSpec, Regression
@@ -459,6 +459,7 @@ class EpisodicDataModule(SourceDataModule):
         if pool.y is not None and not pool.y.is_floating_point():
             raise UserError(f"source: targets of {name} are floating-point numbers, these are {pool.y.dtype}")
         if pool.y is not None and train.y is not None:
+            check_detached(pool.y, f"source: {split} split: targets")
             try:
                 Regression(train.y.shape[1]).check(pool.y, train.y.shape[1])
             except UserError as error:

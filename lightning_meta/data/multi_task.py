@@ -18,7 +18,7 @@ from lightning_meta.data.hashes import Hashes, of_sets
 from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, the_only
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.source import Source, TaskSource, check_inputs, check_parts
+from lightning_meta.data.source import Source, TaskSource, check_detached, check_inputs, check_parts
 from lightning_meta.data.task_batches import AllExamples, TaskBatches, evaluated_at_once, subset
 from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
@@ -315,6 +315,9 @@ def check_sets(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
                 task.check(data.targets[name], task.outputs)
             except UserError as error:
                 raise UserError(f"task {name!r}, {split} split: {error}") from error
+            check_detached(data.targets[name], f"task {name!r}, {split} split: targets")
+            if data.weights is not None:
+                _check_weights(data.weights[name], len(data.targets[name]), f"task {name!r}, {split} split: weights")
             inputs, rows = data.inputs[name] if isinstance(data.inputs, dict) else data.inputs, data.rows[name]
             instance(f"task {name!r}, {split} split: rows", rows, Tensor)
             if rows.dtype != torch.int64:
@@ -344,6 +347,16 @@ def check_sets(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
         kept = len(zero) < len(tasks)
         advice = "leave them out with `tasks` (--data.tasks), or change the weights" if kept else "change the weights"
         raise UserError(f"weights: all training rows of {some_of(map(repr, zero))} have the weight 0; {advice}")
+
+
+def _check_weights(weights: Any, count: int, what: str) -> None:
+    """Refuse weights that are not a finite number of at least 0 for each example."""
+    instance(what, weights, Tensor)
+    if weights.shape != (count,):
+        raise UserError(f"{what} are one number for each example, ({count},); got {tuple(weights.shape)}")
+    wrong = ~weights.isfinite() | (weights < 0)
+    if wrong.any():
+        raise UserError(f"{what} are finite numbers of at least 0; {int(wrong.sum())} of {count} are not")
 
 
 def _fitted(name: str, task: Task, targets: Tensor) -> Task:
@@ -410,7 +423,7 @@ def say_unseen_classes(tasks: Mapping[str, Task], sets: Mapping[Split, TaskSet],
     unseen: list[str] = []
     for name, task in tasks.items():
         if isinstance(task, Classification):
-            train, *others = (sets[split].targets[name].unique() for split in SPLITS)
+            train, *others = (sets[split].targets[name].long().unique() for split in SPLITS)
             of_task = torch.cat(others).unique()
             for number in of_task[~torch.isin(of_task, train)].tolist():
                 unseen.append(f"class {_class_name(number, name, table)!r} of {name!r}")
