@@ -56,7 +56,7 @@ def combined(aggregator: Aggregator, gradients: Tensor, losses: StepLosses, of: 
     Args:
         aggregator: The aggregator.
         gradients: Gradients of the tasks, `(T, P)`, the same on all ranks.
-        losses: Losses of the step.
+        losses: Losses of the step; they are discarded.
         of: Name of what the P columns are, used in the error message, such as "feature".
 
     Raises:
@@ -65,6 +65,7 @@ def combined(aggregator: Aggregator, gradients: Tensor, losses: StepLosses, of: 
     """
     with torch.no_grad():
         direction = aggregator.direction(gradients, losses.values, losses.present)
+    losses.clear()  # optimizers such as LBFGS run the closure of a step several times
     method = f"{type(aggregator).__name__}.direction"
     check_shape(method, direction, gradients[0], of)
     if direction.is_cpu and not direction.isfinite().all() and gradients.isfinite().all():
