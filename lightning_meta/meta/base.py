@@ -149,7 +149,8 @@ class MetaModule(ChecksBatches, Learner, ABC):
         if compile and self.graph == "auto":
             raise UserError("graph: a compiled step is not recorded as a graph; give compile or graph: auto, not both")
         self.strategy, self._compiles, self._compiled = strategy, compile, Compiled()
-        self.task_map = TaskMap(strategy, chunk_size, compile) if strategy in ("vmap", "loop") else None
+        chunk = None if chunk_size is None else int(chunk_size)  # stored in checkpoints, so not a number of NumPy
+        self.task_map = TaskMap(strategy, chunk, compile) if strategy in ("vmap", "loop") else None
         check_layers(backbone, self.inner_gradients)
         self.backbone = per_task(backbone)
         if not self.inner_gradients:

@@ -280,6 +280,8 @@ def test_numbers_of_numpy_are_options_like_others() -> None:
         optimizer=functools.partial(torch.optim.SGD, lr=rate, momentum=np.float32(0.5)),
         lr_scheduler=functools.partial(torch.optim.lr_scheduler.StepLR, step_size=three, gamma=np.float64(0.5)),
         backbone_lr_factor=np.float64(0.5),  # type: ignore[arg-type]
+        strategy="vmap",
+        chunk_size=three,
     )
     pairs = [(torch.randn(3), c) for c in range(6) for _ in range(3)]
     source = lm.sources.FromDataset(pairs, pairs, pairs, separate_labels=True)
