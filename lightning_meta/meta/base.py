@@ -177,7 +177,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
     def meta_batch_loss(self, batch: Episode) -> Outcome:
         """The outer losses of a meta-batch: `task_loss` mapped over its tasks."""
         if self.training:
-            freeze_evaluated(self.backbone)
+            freeze_evaluated(self)
         how = self._way(batch, self._train_on_task)
         with exact_derivatives(self.network):
             return task_map(partial(self._train_on_task, how, batch.ways), how, batch.support, batch.query)
@@ -253,7 +253,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
     def train(self, mode: bool = True) -> Self:
         """Also record which batch normalisation layers the user keeps in evaluation mode during training."""
         if self.training and not mode:
-            freeze_evaluated(self.backbone)
+            freeze_evaluated(self)
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """Also store which batch normalisation layers were kept in evaluation mode: the state dict does not hold it."""
         super().on_save_checkpoint(checkpoint)
         if self.training:
-            freeze_evaluated(self.backbone)
+            freeze_evaluated(self)
         frozen = [name for name, norm in task_norms(self).items() if norm.frozen]
         chosen = None if self.task_map is None else as_options(self.task_map)
         checkpoint["lightning_meta"] |= {"frozen_norms": frozen, "task_map": chosen}
@@ -307,7 +307,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """The mean outer loss of a meta-batch."""
-        freeze_evaluated(self.backbone)
+        freeze_evaluated(self)
         with self.exact_arithmetic():
             if self.graph == "off":
                 outcome = self._check_outcome("meta_batch_loss", self.training_loss(self.inputs(batch)))

@@ -214,6 +214,11 @@ def test_batch_normalisation_in_a_head_is_that_of_a_backbone(
     support, query = task(batch, 0)
     outputs = [m.predict(m.eval().adapt(support, 3), query.x) for m in (one, other)]
     torch.testing.assert_close(*outputs)
+    for norm in (one.train().head[1], other.train().backbone[3]):  # type: ignore[index]
+        norm.eval()
+    held = [m.meta_batch_loss(batch).loss for m in (one, other)]
+    torch.testing.assert_close(*held)
+    assert not torch.allclose(held[0], found.loss)
 
 
 def test_inductive_predictions_stand_alone_and_transductive_ones_do_not() -> None:
