@@ -1,7 +1,8 @@
-"""Conversion of a user's NumPy arrays to tensors."""
+"""Conversion of a user's NumPy arrays and numbers."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -32,3 +33,18 @@ def tensor_of(array: NDArray[Any]) -> Tensor:
     if fields or not array.flags.writeable or min(array.strides, default=0) < 0:
         array = array.copy()
     return torch.from_numpy(array)
+
+
+def plain_numbers(value: Any) -> Any:
+    """Replace the numbers of NumPy in dictionaries, lists and tuples by those of Python; containers are copied.
+
+    >>> plain_numbers({"lr": np.float64(0.1), "betas": (np.float32(0.5), 1)})
+    {'lr': 0.1, 'betas': (0.5, 1)}
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (dict, OrderedDict):
+        return type(value)((key, plain_numbers(part)) for key, part in value.items())
+    if type(value) in (list, tuple):
+        return type(value)(map(plain_numbers, value))
+    return value

@@ -54,7 +54,7 @@ def widths(**values: Any) -> None:
     """
     for name, value in values.items():
         numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else [None]
-        if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in numbers):
+        if any(isinstance(v, bool) or not isinstance(v, Integral) or v < 1 for v in numbers):
             raise UserError(f"{name}: whole numbers of at least 1 are needed, one a layer, got {value!r}")
 
 

@@ -22,8 +22,8 @@ OF_EXAMPLES = ("accuracy", "log_loss", "mae", "r2")
 """Metrics that are means over examples, and are therefore computed for batches as well as for splits."""
 
 NAMED = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "f1", "log_loss", "r2", "rmse", "mae")
-TAKEN = (*NAMED, "score", "joint_score", "loss", "weight", "tasks")
-"""Names of logged values that a custom metric cannot use."""
+RESERVED = ("score", "joint_score", "loss", "weight", "tasks")
+"""Names of logged values besides metrics, which no metric can use."""
 
 GROUPS, FEWEST = 200, 10
 """Number of jackknife groups for the interval of a metric class: in all, and at least for each class."""
@@ -57,6 +57,11 @@ class Choice:
     kind: type[Metric] | None = None
 
 
+def is_reserved(name: str) -> bool:
+    """Whether something else is logged by the name of a metric."""
+    return name in RESERVED or name.endswith("_tasks")
+
+
 def choose(metric: str | type[Metric], names: Sequence[str], outputs: int, whose: str) -> Choice:
     """Return the metric of a name or of a class.
 
@@ -80,7 +85,7 @@ def choose(metric: str | type[Metric], names: Sequence[str], outputs: int, whose
                 "higher_is_better to True or False in a class derived from it"
             )
         name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", metric.__name__).lower()
-        if name in TAKEN or name.endswith("_tasks"):
+        if name in NAMED or is_reserved(name):
             raise UserError(
                 f"metric: the class {metric.__name__} would be logged as {name!r}, which is already in use; rename it"
             )

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_meta.arrays import plain_numbers
 from lightning_meta.backbone_rate import check_schedule, groups_of, keep_in_search, scale_rates
 from lightning_meta.building import is_rebuilt
 from lightning_meta.checks import factory, instance, positive
@@ -471,6 +472,8 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         if marked(described, "class_path"):  # that file may no longer exist when the checkpoint is loaded
             described["init_args"].pop("backbone_weights", None)
         checkpoint["lightning_meta"] = {**described, "layout": LAYOUT}
+        # Numbers of NumPy, such as a learning rate from `np.logspace`, are pickled as objects, which `load` refuses.
+        checkpoint.update({name: plain_numbers(of) for name, of in checkpoint.items() if name != "state_dict"})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Convert the module to the checkpoint's dtype, so that Lightning does not round the weights.

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_meta.batches import SPLITS, Episode, Examples, Split
-from lightning_meta.checks import whole
+from lightning_meta.checks import instance, whole
 from lightning_meta.data.class_shares import dirichlet_counts
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import TaskGenerator
@@ -376,6 +376,7 @@ def _check_rows(pool: Pool, split: Split, rows: int, queries: int) -> None:
 
 def _check_generated(origin: TaskGenerator, examples: Examples, tasks: int, rows: int) -> None:
     """Refuse examples of other shapes than `TaskGenerator.generate` promises: losses would broadcast them."""
+    instance(f"{type(origin).__name__}.generate: each of the two results", examples, Examples)
     for name, tensor, last in (("x", examples.x, origin.input_shape), ("y", examples.y, (origin.outputs,))):
         if tensor.shape != (tasks, rows, *last):
             raise UserError(

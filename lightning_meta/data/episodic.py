@@ -33,7 +33,7 @@ from lightning_meta.data.episodes import (
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.source import Source, TaskGenerator, check_inputs, check_parts
+from lightning_meta.data.source import Source, TaskGenerator, check_detached, check_inputs, check_parts
 from lightning_meta.errors import UserError, one_of, some_of
 from lightning_meta.nn.likeness import input_statistics
 from lightning_meta.tasks import EpisodeSpec, Regression
@@ -132,6 +132,8 @@ class EpisodicDataModule(SourceDataModule):
         one_of("small_classes", small_classes, SmallClasses)
         self._check_balance(test_dirichlet, support_dirichlet, small_classes)
         of_all = {"support_dirichlet": support_dirichlet, "small_classes": small_classes}
+        ways, shots, queries = _whole(ways), _whole(shots), _whole(queries)
+        test_ways, test_shots, test_queries = _whole(test_ways), _whole(test_shots), _whole(test_queries)
         self.train_shape = EpisodeShape(ways, shots, queries, **of_all)  # type: ignore[arg-type]
         _check_shape(self.train_shape)
         self.test_shape = EpisodeShape(
@@ -156,9 +158,9 @@ class EpisodicDataModule(SourceDataModule):
                 raise UserError(f"rotations: expected a list of splits, out of {', '.join(SPLITS)}; got {split!r}")
         if rotations and self.regression:
             raise UserError("rotations: regression tasks have no classes that could be turned; leave it out")
-        self.meta_batch_size, self.meta_batches_per_epoch = meta_batch_size, meta_batches_per_epoch
-        self.evaluation_tasks = {"val": val_tasks, "test": test_tasks}
-        self.evaluation_meta_batch_size = evaluation_meta_batch_size
+        self.meta_batch_size, self.meta_batches_per_epoch = _whole(meta_batch_size), _whole(meta_batches_per_epoch)
+        self.evaluation_tasks = {"val": _whole(val_tasks), "test": _whole(test_tasks)}
+        self.evaluation_meta_batch_size = _whole(evaluation_meta_batch_size)
         self.rotations, self.evaluation_seed = tuple(rotations), evaluation_seed
         if augmentation is not None:
             instance("augmentation", augmentation, (Augmentation, nn.Module))
@@ -457,6 +459,7 @@ class EpisodicDataModule(SourceDataModule):
         if pool.y is not None and not pool.y.is_floating_point():
             raise UserError(f"source: targets of {name} are floating-point numbers, these are {pool.y.dtype}")
         if pool.y is not None and train.y is not None:
+            check_detached(pool.y, f"source: {split} split: targets")
             try:
                 Regression(train.y.shape[1]).check(pool.y, train.y.shape[1])
             except UserError as error:
@@ -569,6 +572,13 @@ def _fixed(name: str, training: Range, testing: int | None) -> int:
     if not isinstance(training, int):
         raise UserError(f"test_{name}: set it, because {name} is a range in training ({training})")
     return training
+
+
+def _whole(value: Any) -> Any:
+    """Convert whole numbers of NumPy, alone or in a pair, to those of Python, which torch's loaders need."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_whole, value))
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 def _check_shape(shape: EpisodeShape, prefix: str = "") -> None:

@@ -18,12 +18,13 @@ from lightning_meta.data.hashes import Hashes, of_sets
 from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, the_only
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.source import Source, TaskSource, check_inputs, check_parts
+from lightning_meta.data.source import Source, TaskSource, check_detached, check_inputs, check_parts
 from lightning_meta.data.task_batches import AllExamples, TaskBatches, evaluated_at_once, subset
 from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.data.undefined_scores import Undefined, undefined_scores
 from lightning_meta.errors import UserError, some_of
+from lightning_meta.metrics import is_reserved
 from lightning_meta.tasks import Classification, Task, TasksSpec
 from lightning_meta.tasks.few_rows import FEWEST_ROWS, enough_rows
 from lightning_meta.tasks.table import TableSpec, refuse_shared_predictions
@@ -269,6 +270,17 @@ def check_tasks(tasks: Any) -> None:
                 f"task {name!r}: {kind} does not name its score; set the class attribute selection, such as "
                 'selection = "nll", the mean of example_scores'
             )
+        if is_reserved(task.selection):
+            raise UserError(
+                f"task {name!r}: {kind}.selection is {task.selection!r}, by which something else is logged; choose "
+                "another name"
+            )
+        further = task.metrics()
+        if taken := [metric for metric in further if is_reserved(metric) or metric in (task.selection, *task.beside)]:
+            raise UserError(
+                f"task {name!r}: {kind}.metrics() has a metric {taken[0]!r}, by which something else is logged; choose "
+                "another name"
+            )
         if task.selection_mode not in ("min", "max"):
             raise UserError(
                 f"task {name!r}: {kind}.selection_mode is {task.selection_mode!r}; expected 'max' if a larger "
@@ -303,6 +315,9 @@ def check_sets(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
                 task.check(data.targets[name], task.outputs)
             except UserError as error:
                 raise UserError(f"task {name!r}, {split} split: {error}") from error
+            check_detached(data.targets[name], f"task {name!r}, {split} split: targets")
+            if data.weights is not None:
+                _check_weights(data.weights[name], len(data.targets[name]), f"task {name!r}, {split} split: weights")
             inputs, rows = data.inputs[name] if isinstance(data.inputs, dict) else data.inputs, data.rows[name]
             instance(f"task {name!r}, {split} split: rows", rows, Tensor)
             if rows.dtype != torch.int64:
@@ -332,6 +347,16 @@ def check_sets(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
         kept = len(zero) < len(tasks)
         advice = "leave them out with `tasks` (--data.tasks), or change the weights" if kept else "change the weights"
         raise UserError(f"weights: all training rows of {some_of(map(repr, zero))} have the weight 0; {advice}")
+
+
+def _check_weights(weights: Any, count: int, what: str) -> None:
+    """Refuse weights that are not a finite number of at least 0 for each example."""
+    instance(what, weights, Tensor)
+    if weights.shape != (count,):
+        raise UserError(f"{what} are one number for each example, ({count},); got {tuple(weights.shape)}")
+    wrong = ~weights.isfinite() | (weights < 0)
+    if wrong.any():
+        raise UserError(f"{what} are finite numbers of at least 0; {int(wrong.sum())} of {count} are not")
 
 
 def _fitted(name: str, task: Task, targets: Tensor) -> Task:
@@ -398,7 +423,7 @@ def say_unseen_classes(tasks: Mapping[str, Task], sets: Mapping[Split, TaskSet],
     unseen: list[str] = []
     for name, task in tasks.items():
         if isinstance(task, Classification):
-            train, *others = (sets[split].targets[name].unique() for split in SPLITS)
+            train, *others = (sets[split].targets[name].long().unique() for split in SPLITS)
             of_task = torch.cat(others).unique()
             for number in of_task[~torch.isin(of_task, train)].tolist():
                 unseen.append(f"class {_class_name(number, name, table)!r} of {name!r}")

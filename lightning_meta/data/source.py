@@ -97,22 +97,33 @@ def check_parts(parts: Any, kind: type, method: str) -> None:
 
 
 def check_inputs(x: Tensor, where: str) -> None:
-    """Refuse inputs whose predictions would be NaN, which would count as wrong labels.
+    """Refuse inputs with a gradient, and those whose predictions would be NaN, which would count as wrong labels.
 
     Args:
         x: Inputs `(n, *input_shape)`.
         where: Task or split of the inputs, for the error message.
 
     Raises:
-        UserError: The inputs are not a tensor, or a value is NaN or infinite.
+        UserError: The inputs are not a tensor or require a gradient, or a value is NaN or infinite.
     """
     instance(f"{where}: inputs", x, Tensor)
+    check_detached(x, f"{where}: inputs")
     if x.is_floating_point() and not all_finite(x):
         count = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
         raise UserError(
             f"{where}: {count} of {len(x)} inputs have values that are NaN or infinite; replace these values, or leave "
             "the examples out"
         )
+
+
+def check_detached(x: Tensor, what: str) -> None:
+    """Refuse stored tensors that require a gradient: backpropagation would reach what they were computed from.
+
+    Raises:
+        UserError: The tensor requires a gradient.
+    """
+    if x.requires_grad:
+        raise UserError(f"{what} require a gradient; give x.detach(), or compute them within torch.no_grad()")
 
 
 class TaskSource(RemembersArguments, ABC):

@@ -163,6 +163,7 @@ def task_logits(
     }
     for least, name in ((2, "ways"), (1, "shots"), (1, "queries")):
         whole(least, **{name: chosen.get(name)})
+    chosen = {name: int(n) for name, n in chosen.items()}
     shape = data.test_shape._replace(dirichlet=None, support_dirichlet=None, **chosen)
     assert isinstance(shape.ways, int)
     if module.episodes is not None:

@@ -136,6 +136,7 @@ def evaluate_by(
         shapes, largest = _shapes(module, data, ways, shots, queries)
         count = data.evaluation_tasks["test"] if tasks is None else tasks
         whole(1, tasks=count)
+        count = int(count)
         found = []
         for shape in shapes:
             with data.testing(shape, count, largest):
@@ -154,6 +155,7 @@ def _shapes(
     every["shots"] = _several("shots", own.shots if shots is None else shots, 1)
     queries = own.queries if queries is None else queries
     whole(1, queries=queries)
+    queries = int(queries)
     if module.episodes is not None and not data.regression:
         for n in every["ways"]:
             module.check_ways(n)
@@ -168,7 +170,7 @@ def _several(name: str, given: Any, least: int) -> list[int]:
         raise UserError(f"{name}: a number from {least} up, or several of them, is needed; got {given!r}")
     for number in numbers:
         whole(least, **{name: number})
-    return numbers
+    return [int(number) for number in numbers]
 
 
 def _tested(trainer: Trainer, module: MetaModule, data: EpisodicDataModule) -> Evaluation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Real
 from typing import Any, TypeVar
@@ -72,7 +72,8 @@ def inner_loop(
         the previous pass, since there is no forward pass at φ_steps.
 
     Raises:
-        UserError: The rates have a wrong type or shape, or lack a parameter.
+        UserError: The rates, or the results of `direction` or `optimizer`, have a wrong type or shape, or lack a
+            parameter.
     """
     check_gradients()
     # The state may hold the initial parameters, which `first_order` treats as constants as well.
@@ -99,8 +100,10 @@ def _rates(rates: object, parameters: Tensors) -> tuple[Tensors, float]:
     if not isinstance(by_name, dict):
         raise UserError(f"rates: a number or tensors by name of the parameter are needed, got {type(rates).__name__}")
     for name, p in parameters.items():
-        if not isinstance(rate := by_name.get(name), Tensor):
+        if name not in by_name:
             raise UserError(f"rates: every adapted parameter needs one; there is none for {name!r}")
+        if not isinstance(rate := by_name[name], Tensor):
+            raise UserError(f"rates: by name of the parameter they are tensors; that of {name!r} is {rate!r}")
         fits = all(r in (1, s) for r, s in zip(reversed(rate.shape), reversed(p.shape), strict=False))
         if rate.dim() > p.dim() or not fits:
             raise UserError(f"rates: {tuple(rate.shape)} of {name!r} does not broadcast to {tuple(p.shape)}")
@@ -123,8 +126,22 @@ def _step(
     if first_order:  # the data may also have a graph, such as the features below a head
         point, buffers, data = _constant(point), _constant(buffers), _constant(data)
     gradients, after = grad(loss, has_aux=True)(point, buffers, data)
-    updates, state = optimizer.update(direction(gradients), state, point)
+    updates, state = optimizer.update(_of_all("direction", direction(gradients), parameters), state, point)
+    _of_all("inner_optimizer", updates, parameters)
     return {name: p - rates.get(name, rate) * updates[name] for name, p in parameters.items()}, after, state
+
+
+def _of_all(method: str, tensors: Any, parameters: Tensors) -> Tensors:
+    """Refuse what is not a tensor for each parameter, of its shape: others would be broadcast."""
+    if not isinstance(tensors, Mapping):
+        raise UserError(f"{method}: tensors by name of the parameter are needed, got {type(tensors).__name__}")
+    for name, p in parameters.items():
+        if name not in tensors:
+            raise UserError(f"{method}: every adapted parameter needs a tensor; there is none for {name!r}")
+        if (shape := getattr(tensors[name], "shape", None)) != p.shape:
+            found = type(tensors[name]).__name__ if shape is None else tuple(shape)
+            raise UserError(f"{method}: {found} for {name!r}, whose shape is {tuple(p.shape)}")
+    return dict(tensors)
 
 
 def _on_copies(

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from lightning_meta.batch_check import ChecksBatches
 from lightning_meta.batches import Episode, Examples
@@ -148,7 +149,8 @@ class MetaModule(ChecksBatches, Learner, ABC):
         if compile and self.graph == "auto":
             raise UserError("graph: a compiled step is not recorded as a graph; give compile or graph: auto, not both")
         self.strategy, self._compiles, self._compiled = strategy, compile, Compiled()
-        self.task_map = TaskMap(strategy, chunk_size, compile) if strategy in ("vmap", "loop") else None
+        chunk = None if chunk_size is None else int(chunk_size)  # stored in checkpoints, so not a number of NumPy
+        self.task_map = TaskMap(strategy, chunk, compile) if strategy in ("vmap", "loop") else None
         check_layers(backbone, self.inner_gradients)
         self.backbone = per_task(backbone)
         if not self.inner_gradients:
@@ -175,7 +177,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
     def meta_batch_loss(self, batch: Episode) -> Outcome:
         """The outer losses of a meta-batch: `task_loss` mapped over its tasks."""
         if self.training:
-            freeze_evaluated(self.backbone)
+            freeze_evaluated(self)
         how = self._way(batch, self._train_on_task)
         with exact_derivatives(self.network):
             return task_map(partial(self._train_on_task, how, batch.ways), how, batch.support, batch.query)
@@ -251,7 +253,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
     def train(self, mode: bool = True) -> Self:
         """Also record which batch normalisation layers the user keeps in evaluation mode during training."""
         if self.training and not mode:
-            freeze_evaluated(self.backbone)
+            freeze_evaluated(self)
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -282,7 +284,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """Also store which batch normalisation layers were kept in evaluation mode: the state dict does not hold it."""
         super().on_save_checkpoint(checkpoint)
         if self.training:
-            freeze_evaluated(self.backbone)
+            freeze_evaluated(self)
         frozen = [name for name, norm in task_norms(self).items() if norm.frozen]
         chosen = None if self.task_map is None else as_options(self.task_map)
         checkpoint["lightning_meta"] |= {"frozen_norms": frozen, "task_map": chosen}
@@ -305,7 +307,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """The mean outer loss of a meta-batch."""
-        freeze_evaluated(self.backbone)
+        freeze_evaluated(self)
         with self.exact_arithmetic():
             if self.graph == "off":
                 outcome = self._check_outcome("meta_batch_loss", self.training_loss(self.inputs(batch)))
@@ -326,6 +328,19 @@ class MetaModule(ChecksBatches, Learner, ABC):
                 shown = name == "loss"  # the progress bar shows the metric of validation
                 self.log(f"train/{name}", value, prog_bar=shown, sync_dist=True, batch_size=len(batch.tasks))
         return loss
+
+    def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
+        """Log a value as Lightning does; not one of a single task.
+
+        Raises:
+            UserError: The value was computed for one task, within `vmap` or an inner gradient, and is not a number yet.
+        """
+        if isinstance(value, Tensor) and is_functorch_wrapped_tensor(value):
+            raise UserError(
+                f"log: {name!r} was computed for a single task, and tasks are computed together; compute and log it in "
+                "training_step or validation_step"
+            )
+        super().log(name, value, *args, **options)
 
     def graphed_loss(self, batch: Episode) -> tuple[Tensor, Outcome]:
         """The mean outer loss of a meta-batch and the outcome per task, by a CUDA graph if `graph` allows it."""
@@ -431,6 +446,16 @@ class MetaModule(ChecksBatches, Learner, ABC):
         received = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise UserError(
             f"{type(self).__name__}.{method} returned {received}; expected a scalar tensor, the mean over examples"
+        )
+
+    def _check_score(self, score: Any) -> Tensor:
+        """Refuse a score that is not a single number for each task, from which intervals over tasks would be wrong."""
+        if isinstance(score, Tensor) and not score.dim():
+            return score
+        received = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+        raise UserError(
+            f"{type(self.task).__name__}.score returned {received} for outputs (M, outputs) of one task; expected a "
+            "scalar tensor"
         )
 
     def _check_outcome(self, method: str, outcome: Any) -> Outcome:
@@ -555,7 +580,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         for state in self.trajectory(support, ways):
             outputs = self.predict(state, query.x)  # the last state's are returned
             self.check_outputs(outputs, query, ways)
-            scores.append(self.task.score(outputs, query.y))
+            scores.append(self._check_score(self.task.score(outputs, query.y)))
         return self.task.loss(outputs, query.y), torch.stack(scores), outputs
 
     def _evaluate(self, batch: Episode, scores: TaskScores) -> None:

@@ -22,7 +22,7 @@ from lightning_meta.functional.recomputation import check_replays, draws
 from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.checks import check_derivatives
 from lightning_meta.nn.features import zeros_like_inputs
-from lightning_meta.nn.normalization import Statistics, refuse_other_batch_norms, statistics_from, task_norms
+from lightning_meta.nn.normalization import Statistics, per_task, refuse_other_batch_norms, statistics_from, task_norms
 from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call, tensors_of, untouched
 from lightning_meta.overrides import CalledInPart
 from lightning_meta.tasks import EpisodeSpec
@@ -135,8 +135,10 @@ class GradientBasedLearner(MetaModule, ABC):
     }
 
     def make_parts(self) -> None:
-        """Make the head, and refuse unknown names in `inner_parameters`."""
+        """Make the head, whose batch normalisation is also per task, and refuse unknown names in `inner_parameters`."""
         super().make_parts()
+        per_task(self.network)
+        refuse_other_batch_norms(self.network, "head")
         if _all_of_head(self.adapted()):
             self._check_randomness()
 
@@ -256,6 +258,20 @@ class GradientBasedLearner(MetaModule, ABC):
         """
         return self.task.loss(outputs, y)
 
+    def support_loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The result of `inner_loss`, which is checked.
+
+        Raises:
+            UserError: It is not a scalar tensor, or has no gradient with respect to the outputs.
+        """
+        loss = self.check_loss("inner_loss", self.inner_loss(outputs, y))
+        if outputs.requires_grad and not loss.requires_grad:
+            raise UserError(
+                f"{type(self).__name__}.inner_loss has no gradient, so inner steps would change nothing; look for "
+                "detach(), torch.no_grad() or argmax in it"
+            )
+        return loss
+
     def start(self, support: Examples, ways: int) -> Tensors:
         """The initial weights φ_0 by name: those of `network`; a method may compute some from the support set."""
         return dict(self.network.named_parameters())
@@ -265,9 +281,9 @@ class GradientBasedLearner(MetaModule, ABC):
         self.spec  # noqa: B018 - raises if the head was not made yet
         parameters, buffers = self.start(support, ways), dict(self.network.named_buffers())
         buffers |= own_buffers(self.network)
-        names = self.adapted()
+        names, by_step = self.adapted(), self.of_step(0)
+        self._check_names(parameters, names, by_step)
         adapted = {name: p for name, p in parameters.items() if name in names}
-        by_step = self.of_step(0)
         others = {name: p for name, p in parameters.items() if name not in names and name not in by_step}
         shared = {name: p for name, p in others.items() if p.requires_grad}
         frozen = {name: p for name, p in others.items() if not p.requires_grad}
@@ -289,7 +305,7 @@ class GradientBasedLearner(MetaModule, ABC):
 
         def support_loss(adapted: Tensors, buffers: Tensors, data: _Data) -> tuple[Tensor, Tensors]:
             outputs, buffers = forward(adapted, buffers, data)
-            return self.check_loss("inner_loss", self.inner_loss(outputs, data.examples.y)), buffers
+            return self.support_loss(outputs, data.examples.y), buffers
 
         steps = self.inner_steps if self.training else self.test_inner_steps
         size = self.inner_batch_size
@@ -350,7 +366,7 @@ class GradientBasedLearner(MetaModule, ABC):
     @property
     def transductive(self) -> bool:
         """Whether a prediction depends on the query set."""
-        return self.batch_norm == "transductive" and bool(task_norms(self.backbone))
+        return self.batch_norm == "transductive" and bool(task_norms(self.network if self._built else self.backbone))
 
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the linear head."""
@@ -367,6 +383,21 @@ class GradientBasedLearner(MetaModule, ABC):
             raise UserError(
                 f"ways: this {type(self).__name__} has a head for {self.spec.outputs} ways, "
                 f"got {ways or 'differing ways'}; metric-based methods such as ProtoNet support any number of ways"
+            )
+
+    def _check_names(self, start: Tensors, adapted: Iterable[str], of_step: Tensors) -> None:
+        """Refuse results of `start`, `adapted` and `of_step` by other names than those of the network's parameters."""
+        names = dict(self.network.named_parameters())
+        for method, given in (("start", start), ("adapted", adapted), ("of_step", of_step)):
+            if unknown := next((name for name in given if name not in names), None):
+                raise UserError(
+                    f"{type(self).__name__}.{method}: the network has no parameter {unknown!r}; its names are those of "
+                    f"network.named_parameters(), such as {next(iter(names))}"
+                )
+        if missing := next((name for name in names if name not in start), None):
+            raise UserError(
+                f"{type(self).__name__}.start: {missing!r} is missing; return all parameters, those that stay the same "
+                "from super().start(support, ways)"
             )
 
     def _why_nothing_adapts(self) -> str:

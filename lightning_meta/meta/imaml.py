@@ -133,11 +133,11 @@ class IMAML(GradientBasedLearner):
                 return stateless_call(self.network, tensors, support.x, "batch")
 
             def support_loss(phi: Tensors) -> Tensor:
-                return self.check_loss("inner_loss", self.inner_loss(support_pass(phi)[0], support.y))
+                return self.support_loss(support_pass(phi)[0], support.y)
 
             def query_loss(phi: Tensors) -> tuple[Tensor, Outcome]:
                 current = state
-                if self.batch_norm == "inductive" and task_norms(self.backbone):
+                if self.batch_norm == "inductive" and task_norms(self.network):
                     current = support_pass(phi)[1]  # the support set's statistics depend on φ as well
                 outcome = self.outcome({**current, **phi}, query)
                 return outcome.loss, outcome

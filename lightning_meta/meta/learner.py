@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_meta.batches import Episode, Examples
 from lightning_meta.errors import UserError
 from lightning_meta.functional.tf32 import full_float32, tf32_requested
+from lightning_meta.metrics import is_reserved
 from lightning_meta.module import TrainedModule
 from lightning_meta.nn.features import as_input
 from lightning_meta.nn.normalization import task_norms
@@ -86,9 +87,24 @@ class Learner(TrainedModule, ABC):
         return task.in_standard_units(y, torch.promote_types(self.dtype, torch.float32))
 
     def make_parts(self) -> None:
-        """Call `build`, and refuse a task whose predictions would not be in the units of the targets."""
+        """Call `build`, and refuse a task that names its score badly, or whose predictions would be in other units."""
         super().make_parts()
+        self._check_metric()
         self._check_units()
+
+    def _check_metric(self) -> None:
+        """Refuse a custom task whose score has no name, or one by which something else is logged."""
+        name, kind = getattr(self.task, "metric", None), type(self.task).__name__
+        if not isinstance(name, str) or not name:
+            raise UserError(
+                f"{type(self).__name__}.task: {kind} does not name its score; set the class attribute metric, such as "
+                'metric = "mean_absolute_error"'
+            )
+        if is_reserved(name):
+            raise UserError(
+                f"{type(self).__name__}.task: {kind}.metric is {name!r}, by which something else is logged; choose "
+                "another name"
+            )
 
     def _check_units(self) -> None:
         """Refuse a custom task that does not convert standard units back; not if the method has its own `targets`."""

@@ -212,29 +212,41 @@ class CombinesGradients(TrainedModule, ABC):
         means: Tensor,
         present: Tensor,
     ) -> Tensor:
-        """Collect the tasks' gradients for the step; the returned loss only has gradients for the other parameters."""
+        """Return a loss whose backward pass collects the tasks' gradients; it only has gradients for the others."""
         self._combined = shared
         of_weighting = [p for p in self.weighting.parameters() if p.requires_grad]
         # The derivatives of the objective by the losses are the weights of the gradients of the tasks' own parameters.
         slopes = torch.autograd.grad(objective, [losses, *of_weighting], materialize_grads=True)
         weights = slopes[0].unbind()
         own = [[p for p in of_task if p.requires_grad] for of_task in own]
-        scale, share = self._loss_scale(), self.trainer.accumulate_grad_batches  # the Trainer divides the loss by it
+        scale = self._loss_scale()
         assert isinstance(self.weighting, Aggregator)
         if self.weighting.rep_grad:
             of_batch = torch.stack(list(by_name.values()))
-            of_own = self._step_features.add(of_batch, means, present, self.names, shared, own, scale, share)
+            by_features = self._step_features.of_batch(of_batch, self.names, shared, own, scale)
+            of_own, gradients_of_batch = by_features.own, by_features.gradients
+            add = partial(self._step_features.add, by_features, means, present)
         else:
             of_tasks = task_gradients([by_name.get(n) for n in self.names], shared, own, scale)
-            rows = of_tasks.rows / share if share > 1 else of_tasks.rows
-            self._step_gradients.add(rows, means, present, of_tasks.used)
-            of_own = of_tasks.own
+            of_own, gradients_of_batch = of_tasks.own, [of_tasks.rows]
+            add = partial(self._step_gradients.add, of_tasks.rows, means, present, of_tasks.used)
         parameters: list[Tensor] = [*shared, *of_weighting]
         gradients: list[Tensor | None] = [*[None] * len(shared), *slopes[1:]]
         for weight, of_task, of_parameters in zip(weights, own, of_own, strict=True):
             parameters += of_task
             gradients += [None if g is None else g * weight.to(g.dtype) for g in of_parameters]
-        return loss_with_gradients(objective, parameters, gradients)
+        loss = loss_with_gradients(objective, parameters, gradients)
+
+        def in_backward(factor: Tensor) -> None:
+            # What the loss is multiplied by, in accumulation or by a user's training step; nothing is added for a batch
+            # that is skipped.
+            factor = factor if scale is None else factor / scale
+            for of_shared in gradients_of_batch:
+                of_shared.mul_(factor)
+            add()
+
+        loss.register_hook(in_backward)
+        return loss
 
     def _combining(self, closure: Callable[[], Any], optimizer: Any) -> Any:
         """Compute the gradients of a step, and combine them by an aggregator."""

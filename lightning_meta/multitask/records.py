@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks import Task
 from lightning_meta.tasks.base import one_each
@@ -92,7 +93,12 @@ class TaskRecord:
         outputs, targets = task.readable(self.outputs.double()), self.targets
         if targets.is_floating_point():
             targets = targets.to(outputs.dtype)
-        return {name: float(metric(outputs, targets)) for name, metric in metrics.items()}
+        values = {name: metric(outputs, targets) for name, metric in metrics.items()}
+        for name, value in values.items():
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise UserError(f"{type(task).__name__}.metrics(): {name!r} gives {shape}; a single number is needed")
+        return {name: float(value) for name, value in values.items()}
 
 
 class TaskRecords(Metric):

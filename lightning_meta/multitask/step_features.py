@@ -25,6 +25,21 @@ class _Copies(NamedTuple):
     rows: Mapping[str, Tensor]
 
 
+class FeatureGradients(NamedTuple):
+    """The gradients of the tasks in one batch.
+
+    Attributes:
+        features: Shared features, with their graph.
+        gradients: Gradients of the T tasks with respect to each of them, `(T, B * ...)`.
+        own: For each task, the gradients of its loss with respect to its own parameters, None if it does not depend on
+            them.
+    """
+
+    features: list[Tensor]
+    gradients: list[Tensor]
+    own: list[list[Tensor | None]]
+
+
 class StepFeatures:
     """Collects the tasks' gradients with respect to the shared features of the batches since the last step.
 
@@ -80,32 +95,22 @@ class StepFeatures:
         places = torch.arange(len(copies), device=features.device).split(counts)
         return copies, Consecutive(zip(rows, places, strict=True))
 
-    def add(
+    def of_batch(
         self,
         losses: Tensor,
-        means: Tensor,
-        present: Tensor,
         names: Sequence[str],
         shared: Sequence[Tensor],
         own: Sequence[Sequence[Tensor]],
         scale: Tensor | None,
-        share: int,
-    ) -> list[list[Tensor | None]]:
-        """Add the recorded batch.
+    ) -> FeatureGradients:
+        """Differentiate the losses of the recorded batch.
 
         Args:
             losses: Losses of this rank's batch, any number of them.
-            means: Losses averaged over ranks, `(T,)`, 0 for absent tasks.
-            present: Which tasks are in the batch of any rank, `(T,)` bool.
             names: Names of the T tasks.
             shared: The shared parameters.
             own: Parameters of each task that are not shared.
             scale: Loss scale, as in `task_gradients`.
-            share: Number of accumulated batches, by which the Trainer divides losses.
-
-        Returns:
-            For each task, the gradients of its loss with respect to its own parameters, None if it does not depend on
-            them.
 
         Raises:
             UserError: No features were recorded, each task has its own inputs, or shared parameters are used after the
@@ -132,15 +137,26 @@ class StepFeatures:
                 "weighting: rep_grad needs features through which all shared parameters act, but some of "
                 f"{self._method} are used after them; leave rep_grad out"
             )
-        self.means.add(means, present)
+        by_task = []
         for c, gradient in zip(copies, gradients, strict=False):
-            if gradient is None:
-                gradient = torch.zeros_like(c.of_tasks)
-            self._features.append(c.features)
-            wide = at_least_float32(gradient)
-            self._gradients.append(_by_task(wide / share if share > 1 else wide, c, names))
+            of_copies = torch.zeros_like(c.of_tasks) if gradient is None else gradient
+            by_task.append(_by_task(at_least_float32(of_copies), c, names))
         own_gradients = iter(gradients[len(copies) : len(copies) + len(flat)])
-        return [[next(own_gradients) for _ in parameters] for parameters in own]
+        return FeatureGradients(
+            [c.features for c in copies], by_task, [[next(own_gradients) for _ in parameters] for parameters in own]
+        )
+
+    def add(self, of_batch: FeatureGradients, means: Tensor, present: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            of_batch: Result of `of_batch`, whose gradients may have been scaled since.
+            means: Losses averaged over ranks, `(T,)`, 0 for absent tasks.
+            present: Which tasks are in the batch of any rank, `(T,)` bool.
+        """
+        self.means.add(means, present)
+        self._features += of_batch.features
+        self._gradients += of_batch.gradients
 
     def direction(self, aggregator: Aggregator, shared: Sequence[Tensor], scale: Tensor | None) -> Tensor | None:
         """The gradient of the shared parameters, `(P,)`, the same on all ranks; it resets the collected batches.

@@ -56,7 +56,7 @@ def combined(aggregator: Aggregator, gradients: Tensor, losses: StepLosses, of: 
     Args:
         aggregator: The aggregator.
         gradients: Gradients of the tasks, `(T, P)`, the same on all ranks.
-        losses: Losses of the step.
+        losses: Losses of the step; they are discarded.
         of: Name of what the P columns are, used in the error message, such as "feature".
 
     Raises:
@@ -65,6 +65,7 @@ def combined(aggregator: Aggregator, gradients: Tensor, losses: StepLosses, of: 
     """
     with torch.no_grad():
         direction = aggregator.direction(gradients, losses.values, losses.present)
+    losses.clear()  # optimizers such as LBFGS run the closure of a step several times
     method = f"{type(aggregator).__name__}.direction"
     check_shape(method, direction, gradients[0], of)
     if direction.is_cpu and not direction.isfinite().all() and gradients.isfinite().all():
@@ -97,7 +98,7 @@ class StepGradients:
         """Add a batch.
 
         Args:
-            gradients: Gradients of this rank's batch, scaled for accumulation, `(T, P)`; the tensor may be kept.
+            gradients: Gradients of this rank's batch, scaled for accumulation, `(T, P)`; the tensor is kept.
             losses: Losses averaged over ranks, `(T,)`, 0 for absent tasks.
             present: Which tasks are in the batch of any rank, `(T,)` bool.
             used: For each shared parameter, whether a loss of this rank's batch depends on it.
@@ -131,7 +132,7 @@ class StepGradients:
 
 
 def write_gradients(parameters: Sequence[nn.Parameter], gradient: Tensor, used: Sequence[bool]) -> None:
-    """Write a flat gradient `(P,)` to `.grad` of the parameters.
+    """Add a flat gradient `(P,)` to `.grad` of the parameters, which holds that of terms a user has added to the loss.
 
     Unused parameters without a gradient get none, since the optimizer would move them by weight decay or momentum; with
     several ranks all parameters have one.
@@ -140,5 +141,5 @@ def write_gradients(parameters: Sequence[nn.Parameter], gradient: Tensor, used: 
         if p.grad is None:
             if not needed:
                 continue
-            p.grad = torch.empty_like(p)
-        p.grad.copy_(piece.view_as(p))
+            p.grad = torch.zeros_like(p)
+        p.grad.add_(piece.view_as(p))

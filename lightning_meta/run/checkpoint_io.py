@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor
 
 from lightning_meta.errors import UserError
 from lightning_meta.reading import check_regular
@@ -17,6 +19,8 @@ from lightning_meta.run.checksums import damage
 from lightning_meta.run.files import replacing
 from lightning_meta.run.intact import check_before_torch, check_contents
 from lightning_meta.signals import delayed_interrupts
+
+_PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None))
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -29,9 +33,22 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint to a temporary file, then rename it; Ctrl-C is delayed until then."""
+        """Write a checkpoint to a temporary file, then rename it; Ctrl-C is delayed until then.
+
+        Raises:
+            UserError: It has a value that `read_checkpoint` would refuse; the message names it.
+        """
         with delayed_interrupts(), replacing(path, "wb") as file, _checksums():
             torch.save(checkpoint, file)
+            file.flush()
+            if torch.serialization.get_unsafe_globals_in_checkpoint(file.name):
+                name, value = next(_not_plain(checkpoint), ("a value", None))
+                kind = "" if value is None else f" ({type(value).__module__}.{type(value).__qualname__})"
+                raise UserError(
+                    f"checkpoint: {name}{kind} is not plain data, so the checkpoint could not be loaded; let the "
+                    "`state_dict` or `on_save_checkpoint` that stores it give numbers, strings, lists, dictionaries "
+                    "or tensors"
+                )
 
     def load_checkpoint(
         self, path: str | PathLike[str], map_location: Any | None = "cpu", weights_only: bool | None = True
@@ -72,6 +89,18 @@ def _way_out(file: Path) -> str:
     if name is None or damage(other := file.with_name(name)):
         return ""
     return f"; {other} is intact, name it to use that one"
+
+
+def _not_plain(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in a checkpoint that are neither tensors nor plain data, and their place in it."""
+    if isinstance(value, Mapping) and type(value) in (dict, OrderedDict):
+        for key, part in value.items():
+            yield from _not_plain(part, f"{name}[{key!r}]" if name else str(key))
+    elif type(value) in (list, tuple, set):
+        for i, part in enumerate(value):
+            yield from _not_plain(part, f"{name}[{i}]")
+    elif not isinstance(value, Tensor | torch.dtype | torch.device | torch.Size) and type(value) not in _PLAIN:
+        yield name, value
 
 
 @contextmanager

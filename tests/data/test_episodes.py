@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -77,6 +77,18 @@ class Squeezed(Sinusoid):
     def generate(self, keys: Tensor, shots: int, queries: int) -> tuple[Examples, Examples]:
         support, query = super().generate(keys, shots, queries)
         return support, query._replace(y=query.y.squeeze(-1))
+
+
+class Pairs(Sinusoid):
+    """Plain pairs in place of `Examples`."""
+
+    def generate(self, keys: Tensor, shots: int, queries: int) -> Any:
+        return tuple(map(tuple, super().generate(keys, shots, queries)))
+
+
+def test_generated_tasks_of_another_kind_are_refused() -> None:
+    with pytest.raises(UserError, match=r"Pairs.generate: each of the two results: an Examples is needed, got tuple"):
+        episodes(Pairs()).__getitems__(range(4))
 
 
 def test_generated_tasks_of_another_shape_are_refused() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import lightning_meta as lm
 from lightning_meta.batches import SPLITS, Examples, Split
@@ -29,6 +30,7 @@ from tests.multitask.toys import SIZES, TASKS, Given, Toys, backbone, trainer
 X = torch.arange(24.0).view(6, 4)
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 NAN = float("nan")
+ONE_TASK = {"a": LABELS}, {"a": torch.arange(6)}
 
 
 class Grouped(Source):
@@ -369,6 +371,29 @@ class Unusual(Grouped, TaskSource):
             {split: TaskSet(X, {"a": LABELS}, {"a": torch.arange(6.0)}) for split in SPLITS},
             "task 'a', train split: rows are numbers of inputs, int64; got torch.float32",
         ),
+        (
+            {"a": Classification(3)},
+            {split: TaskSet(torch.ones_like(X, requires_grad=True), *ONE_TASK) for split in SPLITS},
+            "source: train split: inputs require a gradient; give x.detach()",
+        ),
+        (
+            {"a": Regression(1)},
+            {split: TaskSet.of_examples({"a": Examples(X, X[:, :1] * nn.Parameter(X[0, 1]))}) for split in SPLITS},
+            "task 'a', train split: targets require a gradient; give x.detach()",
+        ),
+        *(
+            (
+                {"a": Classification(3)},
+                {split: TaskSet(X, *ONE_TASK, {"a": weights}) for split in SPLITS},
+                f"task 'a', train split: weights{says}",
+            )
+            for weights, says in (
+                (LABELS - 1.0, " are finite numbers of at least 0; 2 of 6 are not"),
+                (X[:, 0].log(), " are finite numbers of at least 0; 1 of 6 are not"),
+                (torch.ones(6, 1), " are one number for each example, (6,); got (6, 1)"),
+                (cast(Any, np.ones(6)), ": a Tensor is needed, got ndarray"),
+            )
+        ),
     ],
 )
 def test_what_a_users_source_returns_is_checked(tasks: Any, sets: Any, says: str) -> None:
@@ -390,6 +415,21 @@ def test_what_a_users_source_returns_is_checked(tasks: Any, sets: Any, says: str
 def test_what_a_users_source_of_classes_returns_is_checked(pools: Any, says: str) -> None:
     with pytest.raises(UserError, match=re.escape(says)):
         EpisodicDataModule(Unusual({}, pools)).setup("fit")
+
+
+def test_targets_of_episodes_with_a_gradient_are_refused() -> None:
+    class Regressed(Unusual):
+        regression = True
+
+    targets = X[:, :1] * nn.Parameter(X[0, 1])
+    pools = {split: Pool(X, torch.tensor([6]), (split,), ("",), y=targets) for split in SPLITS}
+    with pytest.raises(UserError, match="source: train split: targets require a gradient"):
+        EpisodicDataModule(Regressed({}, pools), shots=2, queries=2).setup("fit")
+
+
+def test_labels_may_be_booleans() -> None:
+    labels = {"a": LABELS > 0, "b": LABELS}
+    ready(Given({name: Classification(3) for name in TWO}, sets_of(TWO, **dict.fromkeys(SPLITS, labels))))
 
 
 def test_examples_of_no_tensors_are_refused() -> None:

@@ -13,7 +13,7 @@ from lightning_meta.batches import Episode
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.functional.task_map import TaskMap, task_map
-from lightning_meta.meta import MAML
+from lightning_meta.meta import IMAML, MAML
 from lightning_meta.nn import MLP
 from lightning_meta.sources import Sinusoid
 from lightning_meta.tasks import EpisodeSpec
@@ -179,6 +179,46 @@ def test_only_single_values_are_normalised_by_running_statistics_which_training_
     norm: Any = module.backbone[2]  # type: ignore[index]
     norm.running_mean += 5.0
     assert torch.allclose(module.predict(module.adapt(support, 3), query.x), before) != used
+
+
+def _layers() -> list[nn.Module]:
+    return [nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.BatchNorm1d(5), nn.ReLU()]
+
+
+class BatchNormInHead(MAML):
+    """The last layers of a backbone are in the head."""
+
+    def build(self, episodes: EpisodeSpec) -> None:
+        self.head = nn.Sequential(*_layers()[2:], nn.Linear(5, episodes.outputs))
+
+
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("method", [MAML, IMAML])
+@pytest.mark.parametrize("batch_norm", BATCH_NORMS)
+def test_batch_normalisation_in_a_head_is_that_of_a_backbone(
+    batch_norm: Any, method: type[MAML], first_order: bool, strategy: Any
+) -> None:
+    spec = EpisodeSpec("classification", (6,), 3)
+    options: dict[str, Any] = {"inner_steps": 3, "batch_norm": batch_norm, "strategy": strategy, "episodes": spec}
+    options |= {"first_order": first_order} if method is MAML else {}
+    in_head = type("InHead", (BatchNormInHead, method), {})
+    one, other = in_head(nn.Sequential(*_layers()[:2]), **options), method(nn.Sequential(*_layers()), **options)
+    for mine, same in zip(one.parameters(), other.parameters(), strict=True):
+        mine.data.copy_(same)
+    assert one.transductive == other.transductive == (batch_norm == "transductive")
+    batch = episodes(spec)
+    found, expected = (m.double().meta_batch_loss(batch) for m in (one, other))
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(gradient(found.loss.sum(), one), gradient(expected.loss.sum(), other))
+    support, query = task(batch, 0)
+    outputs = [m.predict(m.eval().adapt(support, 3), query.x) for m in (one, other)]
+    torch.testing.assert_close(*outputs)
+    for norm in (one.train().head[1], other.train().backbone[3]):  # type: ignore[index]
+        norm.eval()
+    held = [m.meta_batch_loss(batch).loss for m in (one, other)]
+    torch.testing.assert_close(*held)
+    assert not torch.allclose(held[0], found.loss)
 
 
 def test_inductive_predictions_stand_alone_and_transductive_ones_do_not() -> None:

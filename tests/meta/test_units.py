@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -81,6 +82,40 @@ def test_scores_and_predictions_of_a_task_of_ones_own_are_in_the_units_of_the_ta
         predicted = loaded.predictor(torch.rand(3, 1), [1100.0, 1200.0, 1300.0])(torch.rand(4, 1))
         assert isinstance(predicted, torch.Tensor)
         assert ((predicted - 1225).abs() < 900).all()
+
+
+def _module(**attributes: Any) -> lm.MetaModule:
+    """A module whose task differs from `Robust` in some attributes."""
+    task: Any = type("Own", (Robust,), attributes)
+
+    class Method(lm.MAML):
+        @property
+        def task(self) -> Any:
+            return task.of_episodes(self.spec)
+
+    return Method(lm.nn.MLP(1, [8]), inner_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"metric": "loss"}, "Method.task: Own.metric is 'loss', by which something else is logged; choose another"),
+        (
+            {"metric": None},
+            "Method.task: Own does not name its score; set the class attribute metric, such as metric =",
+        ),
+        (
+            {"score": lambda self, outputs, targets: (outputs - targets).abs().mean(-1)},
+            r"Own.score returned shape \(3,\) for outputs \(M, outputs\) of one task; expected a scalar tensor",
+        ),
+    ],
+)
+def test_a_score_without_a_name_of_its_own_or_of_several_numbers_is_refused(
+    attributes: dict[str, Any], expected: str
+) -> None:
+    trainer = L.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_model_summary=False, **OPTIONS)
+    with pytest.raises(lm.UserError, match=expected):
+        trainer.fit(_module(**attributes), datamodule=waves())
 
 
 def test_differences_are_converted_by_dimension() -> None:

@@ -361,6 +361,53 @@ def test_what_inner_steps_learn_is_trained_or_refused(method: type[MAML], name: 
         train(recompute=True)
 
 
+def _named(self: MAML) -> dict[str, Tensor]:
+    return dict(self.network.named_parameters())
+
+
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+@pytest.mark.parametrize(
+    ("method", "override", "expected"),
+    [
+        ("adapted", lambda self: {"head.weight", "head.bais"}, "Own.adapted: the network has no parameter 'head.bais'"),
+        ("start", lambda self, *_: {"head.weight": self.head.weight}, "Own.start: 'backbone.* is missing; return all"),
+        ("start", lambda self, *_: {**_named(self), "b": torch.ones(1)}, "Own.start: the network has no parameter 'b'"),
+        ("of_step", lambda self, step: {"b": torch.ones(1)}, "Own.of_step: the network has no parameter 'b'"),
+        (
+            "rates",
+            lambda self, step: dict.fromkeys(self.adapted(), 0.1),
+            "rates: by name .* tensors; that of .* is 0.1",
+        ),
+        ("direction", lambda self, g: {n: v.sum() for n, v in g.items()}, r"direction: \(\) for .*, whose shape is"),
+        ("direction", lambda self, g: {"head.bias": g["head.bias"]}, "direction: .* needs a tensor; there is none for"),
+        ("direction", lambda self, g: None, "direction: tensors by name of the parameter are needed, got NoneType"),
+        ("inner_loss", lambda self, o, y: (o.round() == y).float().mean(), "Own.inner_loss has no gradient, so inner"),
+    ],
+)
+def test_what_does_not_fit_the_parameters_of_an_inner_loop_is_refused(
+    method: str, override: Any, expected: str, strategy: Any
+) -> None:
+    own: type[MAML] = type("Own", (MAML,), {method: override})
+    module = own(MLP(1, (8,)), inner_steps=1, strategy=strategy, episodes=EpisodeSpec("regression", (1,), 1))
+    data = EpisodicDataModule(Sinusoid(), shots=5, queries=5, val_tasks=4, seed=0)
+    data.setup("fit")
+    with pytest.raises(UserError, match=expected):
+        module.meta_batch_loss(next(iter(data.train_dataloader())))
+
+
+@pytest.mark.parametrize("method", [MAML, ProtoNet])
+def test_a_value_of_a_single_task_is_not_logged(method: type[MetaModule]) -> None:
+    class Logs(method):  # type: ignore[misc, valid-type]
+        def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
+            outcome: Outcome = super().task_loss(support, query, ways)
+            self.log("train/own", outcome.loss)
+            return outcome
+
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    with pytest.raises(UserError, match="log: 'train/own' was computed for a single task"):
+        L.Trainer(max_steps=1, accelerator="cpu", **options).fit(Logs(MLP(784, (8,)), strategy="vmap"), data())
+
+
 def test_the_inner_loss_alone_can_be_replaced() -> None:
     support = Examples(torch.randn(6, 1), torch.randn(6, 1))
     query = Examples(torch.randn(4, 1), torch.randn(4, 1))

@@ -226,6 +226,22 @@ def test_losses_of_a_step_are_the_means_over_the_batches_that_had_the_task() -> 
     assert present_in_any.tolist() == [True, True, False]
 
 
+def test_losses_are_those_of_the_closure_that_an_optimizer_calls_again() -> None:
+    class Observes(Sum):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observed: list[Tensor] = []
+
+        def observe(self, losses: Tensor, present: Tensor) -> None:
+            self.observed.append(losses)
+
+    weighting = Observes()
+    train(MultiHead, data(), steps=2, weighting=weighting, optimizer=partial(torch.optim.LBFGS, lr=0.1, max_iter=3))
+    assert len(weighting.seen) == len(weighting.observed) > 2
+    for (_, losses, _), observed in zip(weighting.seen, weighting.observed, strict=True):
+        torch.testing.assert_close(losses, observed)
+
+
 def test_an_interrupted_training_leaves_nothing_behind() -> None:
     class Stop(Callback):
         def on_train_batch_end(self, trainer: Any, *args: Any) -> None:

@@ -10,6 +10,8 @@ import lightning
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics import MeanSquaredError, Metric
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_meta import Examples, UserError
 from lightning_meta.batches import SPLITS
@@ -298,8 +300,33 @@ class NoConstructor(WeightedError):
             type("Least", (WeightedError,), {"selection_mode": "least"})(1),
             "task 'a': Least.selection_mode is 'least'; expected 'max' if a larger own is better, or 'min'",
         ),
+        (
+            type("Loss", (WeightedError,), {"selection": "loss"})(1),
+            "task 'a': Loss.selection is 'loss', by which something else is logged; choose another name",
+        ),
+        *(
+            (
+                type("Further", (WeightedError,), {"metrics": lambda self, name=name: {name: MeanSquaredError()}})(1),
+                rf"task 'a': Further.metrics\(\) has a metric '{name}', by which something else is logged",
+            )
+            for name in ("own", "score", "counted_tasks")
+        ),
     ],
 )
 def test_a_custom_task_that_lacks_something_is_refused(task: Task, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         given({"a": task}, {"a": ANY["weighted"]}).setup("fit")
+
+
+class ByClass(Classification):
+    """A further metric that is not a single number."""
+
+    def metrics(self) -> dict[str, Metric]:
+        return {"recalls": MulticlassAccuracy(self.outputs, average=None)}
+
+
+def test_a_further_metric_of_several_numbers_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"ByClass.metrics\(\): 'recalls' gives shape \(3,\); a single number is needed"
+    ):
+        train(given({"a": ByClass(3)}, {"a": labels}), steps=10)

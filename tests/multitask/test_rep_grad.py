@@ -106,6 +106,43 @@ def test_the_sum_of_the_gradients_trains_as_equal_does(method: str, accumulated:
     assert distance(one, other) < 1e-12
 
 
+class Halved(MultiHead):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) / 2
+
+
+class Penalised(MultiHead):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        penalty = torch.stack([p.square().sum() for p in self.parameters()]).sum()
+        return super().training_step(batch, batch_idx) + 0.1 * penalty
+
+
+class Skips(MultiHead):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:  # type: ignore[override]
+        loss = super().training_step(batch, batch_idx)
+        return None if batch_idx % 2 else loss
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("rep_grad", [False, True])
+@pytest.mark.parametrize("method", [Halved, Penalised, Skips])
+def test_what_a_users_step_makes_of_the_loss_counts_for_the_shared_parameters(
+    method: type[MultiHead], rep_grad: bool, accumulated: int
+) -> None:
+    def trained(method: type[MultiHead], weighting: Aggregator | None = None) -> MultiHead:
+        options = {"accumulate_grad_batches": accumulated}
+        return train(
+            method, DATA["missing labels"](), 4, weighting=weighting, backbone=network(), optimizer=SGD, trainer=options
+        )
+
+    weighting = Sum()
+    weighting.rep_grad = rep_grad
+    one = trained(method, weighting)
+    assert distance(one, trained(method)) < 1e-12
+    assert distance(one, trained(MultiHead)) > 1e-3
+
+
 AGGREGATORS: dict[str, tuple[Callable[[], Aggregator], Callable[[Tensor], Tensor]]] = {
     "UPGrad": (lambda: TorchJD(jd.UPGrad(), rep_grad=True), lambda rows: jd.UPGrad()(rows)),
     "TrimmedMean": (lambda: TorchJD(jd.TrimmedMean(0), rep_grad=True), lambda rows: rows.mean(0)),

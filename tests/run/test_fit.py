@@ -272,6 +272,45 @@ def test_numbers_of_numpy_are_written_as_numbers() -> None:
     assert config["seed_everything"] == 5
 
 
+def test_numbers_of_numpy_are_options_like_others() -> None:
+    lightning.seed_everything(0, verbose=False)
+    rate, three = np.logspace(-2, -1, 2)[0], np.int64(3)
+    module = lm.ProtoNet(
+        lm.nn.MLP(3, [three]),  # type: ignore[list-item]
+        optimizer=functools.partial(torch.optim.SGD, lr=rate, momentum=np.float32(0.5)),
+        lr_scheduler=functools.partial(torch.optim.lr_scheduler.StepLR, step_size=three, gamma=np.float64(0.5)),
+        backbone_lr_factor=np.float64(0.5),  # type: ignore[arg-type]
+        strategy="vmap",
+        chunk_size=three,
+    )
+    pairs = [(torch.randn(3), c) for c in range(6) for _ in range(3)]
+    source = lm.sources.FromDataset(pairs, pairs, pairs, separate_labels=True)
+    sizes: dict[str, Any] = {"ways": (np.int64(2), three), "test_ways": three, "shots": np.int64(1)}
+    sizes |= {name: np.int64(2) for name in ("queries", "meta_batch_size", "meta_batches_per_epoch", "val_tasks")}
+    data = lm.EpisodicDataModule(source, **sizes, test_tasks=three, evaluation_meta_batch_size=three)  # type: ignore[arg-type]
+    run = lm.fit(module, data, max_steps=2, **OPTIONS)
+    assert run.directory is not None
+    loaded = lm.load(run.directory)
+    assert loaded.lr == rate
+    assert isinstance(loaded, lm.MetaModule)
+    (result,) = lm.evaluate(loaded, data, ways=[np.int64(2)], shots=np.int64(1), tasks=three)  # type: ignore[list-item, arg-type]
+    assert result.ways == 2
+
+
+class KeepsAnArray(lightning.Callback):
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": [np.ones(2)]}
+
+
+def test_a_checkpoint_that_could_not_be_loaded_is_not_written() -> None:
+    lightning.seed_everything(0, verbose=False)
+    module = lm.MAML(lm.nn.MLP(hidden=[8]))
+    expected = r"^checkpoint: callbacks\['KeepsAnArray'\]\['history'\]\[0\] \(numpy.ndarray\) is not plain data"
+    with pytest.raises(lm.UserError, match=expected):
+        lm.fit(module, sines(), max_steps=2, callbacks=[KeepsAnArray()], **OPTIONS)
+    assert not list(Path("runs").glob("*/*/checkpoints/*.ckpt"))
+
+
 # Seeds.
 
 
