@@ -139,7 +139,7 @@ class MultiTaskDataModule(SourceDataModule):
         if self.only is not None:
             for name in self.only:
                 if name not in tasks:
-                    raise UserError(f"tasks: there is no task {name!r}; there are {some_of(map(repr, tasks))}")
+                    raise UserError(f"tasks: there is no task {name!r}; expected {some_of(map(repr, tasks))}")
             tasks = {name: tasks[name] for name in self.only}
             sets = {split: data.select(self.only) for split, data in sets.items()}
             descriptors = {name: z for name, z in descriptors.items() if name in tasks}

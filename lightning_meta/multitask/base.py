@@ -603,7 +603,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         """
         if task not in self.names:
             known = ", ".join(map(repr, self.names))
-            raise UserError(f"there is no task {task!r}; there are {known}{meant(task, self.names)}")
+            raise UserError(f"there is no task {task!r}; expected {known}{meant(task, self.names)}")
         self._likeness(task).check(x)
         inputs = {task: x.to(self.device)} if len(self.stems) else x.to(self.device)
         rows = torch.arange(len(x), device=self.device)

@@ -139,7 +139,7 @@ def _chosen(module: MultiTaskModule, tasks: Sequence[str] | None) -> list[str]:
     names_in_list(tasks=tasks)
     chosen = module.names if tasks is None else list(tasks)
     if unknown := [name for name in chosen if name not in module.names]:
-        raise UserError(f"tasks: there is no task {unknown[0]!r}; there are {', '.join(map(repr, module.names))}")
+        raise UserError(f"tasks: there is no task {unknown[0]!r}; expected {', '.join(map(repr, module.names))}")
     if not chosen or len(set(chosen)) < len(chosen):
         raise UserError(f"tasks: expected one or more, each once, got {chosen}")
     kinds = {name: (module.spec.input_shapes[name], module.spec.input_dtypes.get(name, "")) for name in chosen}

@@ -90,7 +90,7 @@ class Grouped(MultiTaskModule):
         """Make a copy of the backbone for each group and a head for each task."""
         grouped = [name for group in self.groups for name in group]
         if unknown := [name for name in grouped if name not in spec.tasks]:
-            raise UserError(f"groups: there is no task {unknown[0]!r}; there are {', '.join(map(repr, spec.tasks))}")
+            raise UserError(f"groups: there is no task {unknown[0]!r}; expected {', '.join(map(repr, spec.tasks))}")
         if missing := [name for name in spec.tasks if name not in grouped]:
             raise UserError(f"groups: task {missing[0]!r} is in no group; add it to a group, or as a separate group")
         features = output_size(self.backbone, self.input_shape, self.input_dtype)

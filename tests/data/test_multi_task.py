@@ -172,7 +172,7 @@ def test_epochs_of_the_length_asked_for() -> None:
         ({"pool_on": "gpu"}, "pool_on: expected 'cpu' or 'accelerator', got 'gpu'"),
         ({"tasks": ["sum", "sign", "sum"]}, "tasks: 'sum' is named twice"),
         ({"tasks": []}, "tasks: name at least one"),
-        ({"tasks": ["sum", "sine"]}, "tasks: there is no task 'sine'; there are 'sum', 'largest', 'sign'"),
+        ({"tasks": ["sum", "sine"]}, "tasks: there is no task 'sine'; expected 'sum', 'largest', 'sign'"),
         ({"tasks_per_batch": 4}, "tasks_per_batch: 1 to 3 tasks can be drawn, got 4"),
         ({"source": columns("a", "b"), "tasks_per_batch": 1}, "tasks_per_batch: these tasks share inputs"),
         ({"source": columns("a", "b"), "task_exponent": 0.5}, "task_exponent: these tasks share inputs"),

@@ -224,7 +224,7 @@ class Fickle(lm.MultiHead):
     [
         ("model.txt", {}, r"\.pt2 or \.onnx"),
         ("nowhere/model.pt2", {}, "no folder"),
-        ("model.pt2", {"tasks": ["rent"]}, "there is no task 'rent'; there are 'price', 'sold', 'grade'"),
+        ("model.pt2", {"tasks": ["rent"]}, "there is no task 'rent'; expected 'price', 'sold', 'grade'"),
         ("model.pt2", {"tasks": "sold"}, r"got 'sold'; give \['sold'\]"),
         ("model.pt2", {"tasks": []}, "expected one or more"),
         ("model.pt2", {"dtype": torch.uint8}, "takes its cells"),

@@ -112,7 +112,7 @@ def test_gradients_do_not_cross_groups() -> None:
         ({"groups": [[1], ["sum"]]}, "groups: expected names of tasks, got 1"),
         ({"groups": [["sum", "sign"], ["sum"]]}, "task 'sum' is in 2 places"),
         ({"groups": [["sum", "sign"]]}, "task 'largest' is in no group"),
-        ({"groups": [["sum", "sign"], ["largest", "x"]]}, "there is no task 'x'; there are 'sum', 'largest', 'sign'"),
+        ({"groups": [["sum", "sign"], ["largest", "x"]]}, "there is no task 'x'; expected 'sum', 'largest', 'sign'"),
         ({"groups": [NAMES], "weighting": CAGrad()}, "weighting: .*got CAGrad"),
     ],
 )

@@ -526,7 +526,7 @@ def test_a_loaded_model_predicts_for_new_inputs(method: Any, tmp_path: Path) -> 
     assert float(right.double().mean()) == pytest.approx(logged["test/accuracy/largest"], abs=1e-6)
     off = (loaded.predict("sum", examples["sum"].x) - examples["sum"].y).abs().mean()
     assert float(off) == pytest.approx(logged["test/mae/sum"], rel=1e-5)
-    with pytest.raises(UserError, match="there is no task 'sun'; there are 'sum', 'largest', 'sign'"):
+    with pytest.raises(UserError, match="there is no task 'sun'; expected 'sum', 'largest', 'sign'"):
         loaded.predict("sun", examples["sum"].x)
     with pytest.raises(UserError, match=r"inputs of shape \(M, 4\) are needed, got \(30, 3\)"):
         loaded.predict("sum", examples["sum"].x[:, :3])

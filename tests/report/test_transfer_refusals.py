@@ -152,7 +152,7 @@ BAD: dict[Callable[[Path], None], str] = {
     other_targets: "were tested on different examples of task 'b'",
     other_sizes: "differ in train_examples of task 'b': 7 and 100",
     other_fingerprint: "were run on different data: their data_fingerprint differs (xyz and abc)",
-    other_seed: "shared has the seeds 9 and the baseline independent 1; runs are paired by seed",
+    other_seed: "shared was trained with seed 9, and the baseline independent with 1; runs are paired by seed",
     same_seed_twice: "have the same seed, 1; leave one out",
     two_models_of_one_name: "that differ in model.depth: 2 and None",
     unfinished: "is not finished: it has no results.json; finish it with `fit --ckpt_path",

@@ -148,7 +148,7 @@ def match(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> tuple[M
     for method in methods:
         if method.seeds != first.seeds:
             raise UserError(
-                f"{method.name} has the seeds {_listed(method.seeds)} and the baseline {first.name} "
+                f"{method.name} was trained with seed {_listed(method.seeds)}, and the baseline {first.name} with "
                 f"{_listed(first.seeds)}; runs are paired by seed: train the missing ones, or leave some out"
             )
     for run in (run for method in (first, *methods) for run in method.runs):
