@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 PROGRAM = r"(?:[A-Z_]+=\S+ )*(?:python|pip|pytest|sphinx-build|ruff|mypy|wandb|sbatch|lightning-meta|configs/\S+sh) "
+MEASURED = "<!-- measurements -->.*<!-- /measurements -->"  # with folders of its own; test_measurements.py checks them
 
 ELSEWHERE = {
     **{
@@ -83,6 +84,10 @@ ELSEWHERE = {
             "few_shot --publish",
             "multi_task --publish",
         )
+    },
+    **{
+        f"python scripts/reproduce.py --table measurements {options}": "test_measurements.py runs rows and a plan"
+        for options in ("--plan", "--hours 1")
     },
     **{
         f"python scripts/domains.py scripts/entries/{options}": "minutes; test_domains.py runs it and its parts"
@@ -163,7 +168,8 @@ def all_commands() -> list[str]:
     """Every command that is shown anywhere, once, README's first and in its order."""
     found: list[str] = []
     for page in PAGES:
-        found += [*blocks(page.read_text()), *inline(page.read_text())]
+        text = re.sub(MEASURED, "", page.read_text(), flags=re.DOTALL)
+        found += [*blocks(text), *inline(text)]
     for file in sorted(ROOT.glob("lightning_meta/m*/**/*.py")):
         found += [command for command in inline(file.read_text()) if command.startswith("python scripts/")]
     for pattern in ("configs/*.yaml", "configs/sweeps/*.yaml", "configs/slurm/*"):
