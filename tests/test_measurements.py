@@ -125,3 +125,17 @@ def test_the_plan_is_printed_by_the_script(capsys: pytest.CaptureFixture[str]) -
     assert "in 0 measurements" in capsys.readouterr().out
     assert reproduce.main(["--table", "measurements", "--only", "nothing"]) == 2
     assert "has no row 'nothing'" in capsys.readouterr().err
+
+
+def test_the_extract_in_the_readme_is_of_the_published_ladder() -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = text.partition("multi_head against independent")[2].partition("```")[0].splitlines()
+    rows = [line.split() for line in shown if " % " in line and "interval" not in line]
+    report = (reproduce.PUBLISHED / "measurements/ladder_glyphs.md").read_text()
+    printed = report.partition("conditioned against")[0].splitlines()
+    assert len(rows) == 7
+    for row in rows:
+        (line,) = (line.split() for line in printed if line.split()[:1] == row[:1])
+        assert row == line[: len(row)]
+    statement = " ".join(" ".join(shown).partition("For these")[2].split())
+    assert statement.rstrip(".") in " ".join(report.split())
