@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,9 @@ def plain_numbers(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if type(value) in (dict, OrderedDict):
-        return type(value)((key, plain_numbers(part)) for key, part in value.items())
+        copied = copy(value)  # an OrderedDict with its attributes: state dicts of torch keep versions of modules in one
+        copied.update((key, plain_numbers(part)) for key, part in value.items())
+        return copied
     if type(value) in (list, tuple):
         return type(value)(map(plain_numbers, value))
     return value

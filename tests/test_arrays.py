@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import lightning_meta as lm
-from lightning_meta.arrays import tensor_of
+from lightning_meta.arrays import plain_numbers, tensor_of
 from lightning_meta.data import Pool
 from lightning_meta.tasks import EpisodeSpec
 
@@ -68,3 +68,11 @@ def test_inputs_of_a_predictor(stored: Any) -> None:
     given: list[Any] = [stored(X), list(map(stored, X))]
     for x in given:
         assert torch.equal(module.predictor(x, stored(Y)).outputs(x), expected)
+
+
+def test_state_dicts_keep_the_versions_of_their_modules() -> None:
+    stored = nn.BatchNorm1d(2).state_dict()
+    copied = plain_numbers({"current_model_state": stored, "lr": np.float64(0.1)})
+    assert copied["current_model_state"]._metadata == stored._metadata  # type: ignore[attr-defined]
+    assert copied["current_model_state"] is not stored
+    assert type(copied["lr"]) is float

@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from lightning_meta.cli import main
+from lightning_meta.cli.fit import rehearse
+from lightning_meta.cli.ladder import command
 from lightning_meta.cli.ladder.command import _Once
 from lightning_meta.run import read_checkpoint
 from lightning_meta.sources import table, table_cache
@@ -328,6 +330,9 @@ def test_a_large_table_is_read_once_and_messages_about_it_are_shown_once(
     assert len(readings) == 1
 
 
+MIXED = {"precision": "bf16-mixed", "device": "cpu"}
+
+
 def table_ladder(**changes: Any) -> None:
     """Save a ladder of two linear models on a table."""
     rows = [f"{i % 7},{i % 7 + i % 3}" for i in range(100)]
@@ -365,6 +370,30 @@ def test_a_rung_that_does_not_fit_the_data_is_refused_before_another_is_trained(
     assert "--model.groups: there is no task 'rent'" in said.err
     assert "run 1 of" not in said.out
     assert not list(Path("runs").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"min_steps": 1},
+        {"plugins": [{"class_path": "lightning.pytorch.plugins.MixedPrecision", "init_args": MIXED}]},
+        {"precision": "64-true", "max_time": "00:01:00:00"},
+    ],
+)
+def test_a_rung_with_options_of_the_trainer_is_set_up(option: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsed: list[Any] = []
+
+    def noted(args: Any) -> None:
+        rehearse(args)
+        rehearsed.append(args)
+
+    monkeypatch.setattr(command, "rehearse", noted)
+    table_ladder()
+    ladder = yaml.safe_load(Path("toy.yaml").read_text())
+    ladder["shared"]["trainer"].update(option)
+    Path("toy.yaml").write_text(yaml.safe_dump(ladder, sort_keys=False))
+    assert climb("--seeds=[1]") == 0
+    assert len(rehearsed) == 1
 
 
 def test_finished_runs_are_not_reported_after_the_table_has_changed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,6 +106,12 @@ def test_published_measurements_replace_their_part_of_a_page(tmp_path: Path, mon
     assert text.endswith("Not run: `missing`.")
     measurements.publish(tmp_path, {})  # keeps what was published
     assert measurements.pages(tmp_path) == {ROOT / "docs/results.md": page}
+    changed = replace(table, commands=(("-c", "print(2)"),))
+    monkeypatch.setattr(measurements, "read_measurements", lambda: [TWO, changed])
+    assert measurements.pages(tmp_path) == {ROOT / "docs/results.md": {"two": page["two"]}}
+    assert measurements.markdown(tmp_path).endswith("Not run: `table`.")  # rather than its output with other commands
+    measurements.publish(tmp_path, {})
+    assert "table" not in (tmp_path / "measurements.csv").read_text()
 
 
 def test_mistakes_in_rows_are_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -175,10 +176,13 @@ def rehearse(args: Sequence[str]) -> None:
     Raises:
         UserError: The model does not fit the data, or an option is wrong.
     """
-    alone = ("accelerator=cpu", "devices=1", "num_nodes=1", "strategy=auto", "precision=32", "sync_batchnorm=false")
-    nothing = ("max_steps=0", "num_sanity_val_steps=0", "callbacks=null", "logger=null", "enable_progress_bar=false")
-    options = [f"--trainer.{option}" for option in (*alone, *nothing)]
-    with TemporaryDirectory() as folder, silence("lightning_meta", "lightning.pytorch"), quiet_lightning():
+    alone = ("accelerator=cpu", "devices=1", "num_nodes=1", "strategy=auto", "plugins=null", "sync_batchnorm=false")
+    no_step = ("max_steps=0", "min_steps=null", "num_sanity_val_steps=0")
+    silent = ("callbacks=null", "logger=null", "enable_progress_bar=false")
+    options = [f"--trainer.{option}" for option in (*alone, *no_step, *silent)]
+    quiet = silence("lightning_meta", "lightning.pytorch")
+    with TemporaryDirectory() as folder, quiet, quiet_lightning(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run shows its own; here they may be of the CPU
         cli = MetaCLI([*args, f"--runs={folder}", *options])
         with naming_options(cli.config):
             cli.training.rehearse()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -385,8 +385,11 @@ class GradientBasedLearner(MetaModule, ABC):
                 f"got {ways or 'differing ways'}; metric-based methods such as ProtoNet support any number of ways"
             )
 
-    def _check_names(self, start: Tensors, adapted: Iterable[str], of_step: Tensors) -> None:
-        """Refuse results of `start`, `adapted` and `of_step` by other names than those of the network's parameters."""
+    def _check_names(self, start: Tensors, adapted: Collection[str], of_step: Tensors) -> None:
+        """Refuse results of `start`, `adapted` and `of_step` by other names than those of the network's parameters.
+
+        The network's own parameters are used for those that are not adapted and that `start` leaves out.
+        """
         names = dict(self.network.named_parameters())
         for method, given in (("start", start), ("adapted", adapted), ("of_step", of_step)):
             if unknown := next((name for name in given if name not in names), None):
@@ -394,10 +397,10 @@ class GradientBasedLearner(MetaModule, ABC):
                     f"{type(self).__name__}.{method}: the network has no parameter {unknown!r}; its names are those of "
                     f"network.named_parameters(), such as {next(iter(names))}"
                 )
-        if missing := next((name for name in names if name not in start), None):
+        if missing := next((name for name in names if name in adapted and name not in start), None):
             raise UserError(
-                f"{type(self).__name__}.start: {missing!r} is missing; return all parameters, those that stay the same "
-                "from super().start(support, ways)"
+                f"{type(self).__name__}.start: {missing!r} is missing, which inner steps adapt; return all parameters, "
+                "those that stay the same from super().start(support, ways)"
             )
 
     def _why_nothing_adapts(self) -> str:

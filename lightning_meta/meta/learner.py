@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lightning_meta.batches import Episode, Examples
 from lightning_meta.errors import UserError
 from lightning_meta.functional.tf32 import full_float32, tf32_requested
-from lightning_meta.metrics import is_reserved
 from lightning_meta.module import TrainedModule
 from lightning_meta.nn.features import as_input
 from lightning_meta.nn.normalization import task_norms
@@ -21,6 +20,9 @@ from lightning_meta.overrides import CalledInPart
 from lightning_meta.tasks import EpisodeSpec, StandardisedRegression, Task, task_named
 
 Inputs = TypeVar("Inputs", Tensor, Episode)
+
+BESIDE = ("loss", "tasks")
+"""Names of logged values besides the score, which a custom task cannot use for its score."""
 
 
 class Learner(TrainedModule, ABC):
@@ -100,7 +102,7 @@ class Learner(TrainedModule, ABC):
                 f"{type(self).__name__}.task: {kind} does not name its score; set the class attribute metric, such as "
                 'metric = "mean_absolute_error"'
             )
-        if is_reserved(name):
+        if name in BESIDE:
             raise UserError(
                 f"{type(self).__name__}.task: {kind}.metric is {name!r}, by which something else is logged; choose "
                 "another name"

@@ -235,18 +235,27 @@ class CombinesGradients(TrainedModule, ABC):
         for weight, of_task, of_parameters in zip(weights, own, of_own, strict=True):
             parameters += of_task
             gradients += [None if g is None else g * weight.to(g.dtype) for g in of_parameters]
-        loss = loss_with_gradients(objective, parameters, gradients)
+        # The gradient of this leaf is what the loss is multiplied by, in accumulation or by a user's training step.
+        # Nothing is added for a batch that is skipped, nor by `torch.autograd.grad`, which accumulates no gradients.
+        leaf = torch.zeros_like(objective, requires_grad=True)
+        passes = 0
 
-        def in_backward(factor: Tensor) -> None:
-            # What the loss is multiplied by, in accumulation or by a user's training step; nothing is added for a batch
-            # that is skipped.
-            factor = factor if scale is None else factor / scale
+        def in_backward(leaf: Tensor) -> None:
+            nonlocal passes
+            passes += 1
+            if passes > 1:
+                raise UserError(
+                    f"weighting: {type(self.weighting).__name__} combines the gradients of one backward pass, and this "
+                    "loss has a second one; leave one out, or use a weighting of the losses, such as Equal"
+                )
+            assert leaf.grad is not None
+            factor = leaf.grad if scale is None else leaf.grad / scale
             for of_shared in gradients_of_batch:
                 of_shared.mul_(factor)
             add()
 
-        loss.register_hook(in_backward)
-        return loss
+        leaf.register_post_accumulate_grad_hook(in_backward)
+        return loss_with_gradients(objective, [*parameters, leaf], [*gradients, torch.ones_like(leaf)])
 
     def _combining(self, closure: Callable[[], Any], optimizer: Any) -> Any:
         """Compute the gradients of a step, and combine them by an aggregator."""

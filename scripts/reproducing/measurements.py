@@ -288,12 +288,16 @@ def _listed(left_out: Mapping[str, str]) -> list[str]:
 def publish(folder: Path, new: Mapping[str, tuple[Measured, str]]) -> None:
     """Write finished measurements to the folder of published ones, which are kept unless there are new ones.
 
+    Those of other versions of a row are dropped: its commands have changed since.
+
     Args:
         folder: Folder of published results.
         new: The finished measurements with their outputs.
     """
     known = {row.name: row.version for row in read_measurements()}
-    kept = {line.row: line for line in read_lines(folder / f"{NAME}.csv", Measured) if line.row in known}
+    kept = {
+        line.row: line for line in read_lines(folder / f"{NAME}.csv", Measured) if known.get(line.row) == line.version
+    }
     kept |= {name: line for name, (line, _) in new.items()}
     (folder / NAME).mkdir(exist_ok=True)
     for name, (_, output) in new.items():
@@ -341,7 +345,8 @@ def markdown(folder: Path) -> str:
 
 def _published(folder: Path) -> list[tuple[Measurement, Measured]]:
     lines = {line.row: line for line in read_lines(folder / f"{NAME}.csv", Measured)}
-    return [(row, lines[row.name]) for row in read_measurements() if row.name in lines]
+    published = [(row, lines.get(row.name)) for row in read_measurements()]
+    return [(row, line) for row, line in published if line is not None and line.version == row.version]
 
 
 def _versions(line: Measured) -> str:

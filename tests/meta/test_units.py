@@ -118,6 +118,12 @@ def test_a_score_without_a_name_of_its_own_or_of_several_numbers_is_refused(
         trainer.fit(_module(**attributes), datamodule=waves())
 
 
+def test_a_score_may_be_called_score() -> None:
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_model_summary=False, **OPTIONS)
+    (logged,) = trainer.validate(_module(metric="score"), datamodule=waves(), verbose=False)
+    assert {"val/score", "val/loss"} <= set(logged)
+
+
 def test_differences_are_converted_by_dimension() -> None:
     task = StandardisedRegression((5.0, 7.0), (10.0, 100.0))
     standard = task.in_standard_units(torch.tensor([[15.0, 7.0], [5.0, 207.0]]), torch.float32)

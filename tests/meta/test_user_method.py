@@ -370,7 +370,7 @@ def _named(self: MAML) -> dict[str, Tensor]:
     ("method", "override", "expected"),
     [
         ("adapted", lambda self: {"head.weight", "head.bais"}, "Own.adapted: the network has no parameter 'head.bais'"),
-        ("start", lambda self, *_: {"head.weight": self.head.weight}, "Own.start: 'backbone.* is missing; return all"),
+        ("start", lambda self, *_: {"head.weight": self.head.weight}, "Own.start: 'backbone.* is missing, which"),
         ("start", lambda self, *_: {**_named(self), "b": torch.ones(1)}, "Own.start: the network has no parameter 'b'"),
         ("of_step", lambda self, step: {"b": torch.ones(1)}, "Own.of_step: the network has no parameter 'b'"),
         (
@@ -393,6 +393,30 @@ def test_what_does_not_fit_the_parameters_of_an_inner_loop_is_refused(
     data.setup("fit")
     with pytest.raises(UserError, match=expected):
         module.meta_batch_loss(next(iter(data.train_dataloader())))
+
+
+class HeadAlone(MAML):
+    def adapted(self) -> frozenset[str]:
+        return frozenset({"head.weight", "head.bias"})
+
+
+class StartsHeadAlone(HeadAlone):
+    def start(self, support: Examples, ways: int) -> dict[str, Tensor]:
+        return {name: p for name, p in super().start(support, ways).items() if name in self.adapted()}
+
+
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+@pytest.mark.parametrize("first_order", [False, True])
+def test_a_start_may_leave_out_what_is_not_adapted(first_order: bool, strategy: Any) -> None:
+    data = EpisodicDataModule(Sinusoid(), shots=5, queries=5, val_tasks=4, seed=0)
+    data.setup("fit")
+    batch, gradients = next(iter(data.train_dataloader())), []
+    for method in (HeadAlone, StartsHeadAlone):
+        L.seed_everything(0, verbose=False)
+        options: dict[str, Any] = {"first_order": first_order, "strategy": strategy}
+        module = method(MLP(1, (8,)), inner_steps=2, episodes=EpisodeSpec("regression", (1,), 1), **options)
+        gradients.append(torch.autograd.grad(module.meta_batch_loss(batch).loss.sum(), list(module.parameters())))
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("method", [MAML, ProtoNet])

@@ -117,6 +117,22 @@ class Penalised(MultiHead):
         return super().training_step(batch, batch_idx) + 0.1 * penalty
 
 
+class Differentiated(Halved):
+    """Differentiates the loss, too, which does not train."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        return loss
+
+
+class BackwardTwice(MultiHead):
+    def backward(self, loss: Tensor, *args: Any, **options: Any) -> None:
+        (loss / 2).backward(retain_graph=True)
+        (loss / 2).backward()
+
+
 class Skips(MultiHead):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:  # type: ignore[override]
         loss = super().training_step(batch, batch_idx)
@@ -126,7 +142,7 @@ class Skips(MultiHead):
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 @pytest.mark.parametrize("accumulated", [1, 2])
 @pytest.mark.parametrize("rep_grad", [False, True])
-@pytest.mark.parametrize("method", [Halved, Penalised, Skips])
+@pytest.mark.parametrize("method", [Halved, Penalised, Differentiated, Skips])
 def test_what_a_users_step_makes_of_the_loss_counts_for_the_shared_parameters(
     method: type[MultiHead], rep_grad: bool, accumulated: int
 ) -> None:
@@ -141,6 +157,14 @@ def test_what_a_users_step_makes_of_the_loss_counts_for_the_shared_parameters(
     one = trained(method, weighting)
     assert distance(one, trained(method)) < 1e-12
     assert distance(one, trained(MultiHead)) > 1e-3
+
+
+@pytest.mark.parametrize("rep_grad", [False, True])
+def test_a_second_backward_pass_of_a_loss_is_refused(rep_grad: bool) -> None:
+    weighting = Sum()
+    weighting.rep_grad = rep_grad
+    with pytest.raises(UserError, match="weighting: Sum combines the gradients of one backward pass"):
+        train(BackwardTwice, DATA["missing labels"](), 1, weighting=weighting, backbone=network(), optimizer=SGD)
 
 
 AGGREGATORS: dict[str, tuple[Callable[[], Aggregator], Callable[[Tensor], Tensor]]] = {
