@@ -21,8 +21,8 @@ OF_IMAGES = ("support", "labels", "query", "batch_norm", "steps", "invert", "ski
 """Options that apply only to images."""
 ALIASES = {"ways": "--support", **{n: f"--{n}" for n in ("delimiter", "decimal", "batch_size", "batch_norm", "steps")}}
 """Options by the arguments that messages name."""
-WRITTEN = ("", ".csv", ".tsv", ".txt")
-"""Suffixes of the predictions, which are text."""
+NOT_TEXT = (".parquet", ".feather", ".xls", ".xlsx", ".ods", ".json", ".npy", ".npz", ".pkl", ".pt", ".pdf", ".html")
+"""Suffixes of other formats than that of the predictions, which are text."""
 
 
 def make_parser() -> Parser:
@@ -152,9 +152,9 @@ def check(config: Namespace) -> None:
         refuse_existing("--out", [Path(config.out)], config.overwrite)
     if config.export is not None:
         _check_export(config)
-    if predicts and Path(config.out).suffix.lower() not in WRITTEN:
+    if predicts and Path(config.out).suffix.lower() in NOT_TEXT:
         raise UserError(
-            f"--out {config.out}: the predictions are text; expected a file that ends in .csv, .tsv or .txt"
+            f"--out {config.out}: the predictions are text; name a file that ends in .csv, .tsv or .txt, for example"
         )
 
 
