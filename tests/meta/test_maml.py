@@ -189,7 +189,8 @@ class BatchNormInHead(MAML):
     """The last layers of a backbone are in the head."""
 
     def build(self, episodes: EpisodeSpec) -> None:
-        self.head = nn.Sequential(*_layers()[2:], nn.Linear(5, episodes.outputs))
+        head: Any = nn.Sequential(*_layers()[2:], nn.Linear(5, episodes.outputs))
+        self.head = head
 
 
 @pytest.mark.parametrize("strategy", ["vmap", "loop"])

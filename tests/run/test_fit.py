@@ -274,12 +274,14 @@ def test_numbers_of_numpy_are_written_as_numbers() -> None:
 
 def test_numbers_of_numpy_are_options_like_others() -> None:
     lightning.seed_everything(0, verbose=False)
-    rate, three = np.logspace(-2, -1, 2)[0], np.int64(3)
+    rate: Any = np.logspace(-2, -1, 2)[0]
+    three: Any = np.int64(3)
+    half: Any = np.float32(0.5)
     module = lm.ProtoNet(
-        lm.nn.MLP(3, [three]),  # type: ignore[list-item]
-        optimizer=functools.partial(torch.optim.SGD, lr=rate, momentum=np.float32(0.5)),
+        lm.nn.MLP(3, [three]),
+        optimizer=functools.partial(torch.optim.SGD, lr=rate, momentum=half),
         lr_scheduler=functools.partial(torch.optim.lr_scheduler.StepLR, step_size=three, gamma=np.float64(0.5)),
-        backbone_lr_factor=np.float64(0.5),  # type: ignore[arg-type]
+        backbone_lr_factor=np.float64(0.5),
         strategy="vmap",
         chunk_size=three,
     )
@@ -287,7 +289,7 @@ def test_numbers_of_numpy_are_options_like_others() -> None:
     source = lm.sources.FromDataset(pairs, pairs, pairs, separate_labels=True)
     sizes: dict[str, Any] = {"ways": (np.int64(2), three), "test_ways": three, "shots": np.int64(1)}
     sizes |= {name: np.int64(2) for name in ("queries", "meta_batch_size", "meta_batches_per_epoch", "val_tasks")}
-    data = lm.EpisodicDataModule(source, **sizes, test_tasks=three, evaluation_meta_batch_size=three)  # type: ignore[arg-type]
+    data = lm.EpisodicDataModule(source, **sizes, test_tasks=three, evaluation_meta_batch_size=three)
     run = lm.fit(module, data, max_steps=2, **OPTIONS)
     assert run.directory is not None
     loaded = lm.load(run.directory)
