@@ -137,7 +137,7 @@ def test_the_extract_in_the_readme_is_of_the_published_ladder() -> None:
     text = (ROOT / "README.md").read_text()
     shown = text.partition("multi_head against independent")[2].partition("```")[0].splitlines()
     rows = [line.split() for line in shown if " % " in line and "interval" not in line]
-    report = (reproduce.PUBLISHED / "measurements/ladder_glyphs.md").read_text()
+    report = (reproduce.PUBLISHED / "measurements/ladder_glyphs.txt").read_text()
     printed = report.partition("conditioned against")[0].splitlines()
     assert len(rows) == 7
     for row in rows:

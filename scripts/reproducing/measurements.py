@@ -145,7 +145,7 @@ class Measuring:
 
     def output(self, row: Measurement) -> Path:
         """File with the output of the last command."""
-        return self.folder(row) / "output.md"
+        return self.folder(row) / "output.txt"
 
     def finished(self, row: Measurement) -> bool:
         """Whether all commands of a measurement have ended."""
@@ -301,7 +301,7 @@ def publish(folder: Path, new: Mapping[str, tuple[Measured, str]]) -> None:
     kept |= {name: line for name, (line, _) in new.items()}
     (folder / NAME).mkdir(exist_ok=True)
     for name, (_, output) in new.items():
-        with replacing(folder / NAME / f"{name}.md") as file:
+        with replacing(folder / NAME / f"{name}.txt") as file:
             file.write(f"{output}\n")
     write_lines(folder / f"{NAME}.csv", Measured, [kept[name] for name in known if name in kept])
 
@@ -314,7 +314,7 @@ def pages(folder: Path) -> dict[Path, dict[str, str]]:
     """
     made: dict[Path, dict[str, str]] = {}
     for row, _ in _published(folder):
-        output = (folder / NAME / f"{row.name}.md").read_text(encoding="utf-8").rstrip()
+        output = (folder / NAME / f"{row.name}.txt").read_text(encoding="utf-8").rstrip()
         shown = output if output.startswith("|") else f"```\n{output}\n```"
         made.setdefault(ROOT / row.page, {})[row.name] = shown
     return made
