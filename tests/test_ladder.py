@@ -18,6 +18,7 @@ from lightning_meta.cli import main
 from lightning_meta.cli.fit import rehearse
 from lightning_meta.cli.ladder import command
 from lightning_meta.cli.ladder.command import _Once
+from lightning_meta.errors import UserError
 from lightning_meta.run import read_checkpoint
 from lightning_meta.sources import table, table_cache
 from lightning_meta.sources.table_files import read_columns
@@ -394,6 +395,24 @@ def test_a_rung_with_options_of_the_trainer_is_set_up(option: dict[str, Any], mo
     Path("toy.yaml").write_text(yaml.safe_dump(ladder, sort_keys=False))
     assert climb("--seeds=[1]") == 0
     assert len(rehearsed) == 1
+
+
+def test_of_a_search_a_trial_of_each_rung_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsed: list[str] = []
+
+    def stop(*given: Any) -> None:
+        raise UserError("enough")
+
+    monkeypatch.setattr(command, "rehearse", lambda args: rehearsed.append(Path(args[1]).stem))
+    monkeypatch.setattr(command, "run_in_processes", stop)
+    table_ladder(tune={"trials": 3, "parameters": {"model.optimizer.lr": {"values": [0.1, 0.2, 0.4]}}})
+    ladder = yaml.safe_load(Path("toy.yaml").read_text())
+    backbone = {"class_path": "lightning_meta.nn.MLP", "init_args": {"in_features": 1, "hidden": [4]}}
+    model = {"class_path": "lightning_meta.MultiHead", "init_args": {"backbone": backbone}}
+    ladder["rungs"] = {"plain": model, "wide": model}
+    Path("toy.yaml").write_text(yaml.safe_dump(ladder, sort_keys=False))
+    assert climb("--seeds=[1]") == 2
+    assert sorted(rehearsed) == ["plain_trial_0_seed_0", "wide_trial_0_seed_0"]
 
 
 def test_finished_runs_are_not_reported_after_the_table_has_changed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -180,9 +179,8 @@ def rehearse(args: Sequence[str]) -> None:
     no_step = ("max_steps=0", "min_steps=null", "num_sanity_val_steps=0")
     silent = ("callbacks=null", "logger=null", "enable_progress_bar=false")
     options = [f"--trainer.{option}" for option in (*alone, *no_step, *silent)]
-    quiet = silence("lightning_meta", "lightning.pytorch")
-    with TemporaryDirectory() as folder, quiet, quiet_lightning(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the run shows its own; here they may be of the CPU
+    # The run shows its own messages and warnings; here they may be of the CPU.
+    with TemporaryDirectory() as folder, quiet_lightning(), silence("lightning_meta", "lightning.pytorch"):
         cli = MetaCLI([*args, f"--runs={folder}", *options])
         with naming_options(cli.config):
             cli.training.rehearse()

@@ -18,7 +18,7 @@ import yaml
 from lightning_meta.cli.children import ERROR, Children, last_line
 from lightning_meta.cli.compare import show_report
 from lightning_meta.cli.fit import fit, rehearse
-from lightning_meta.cli.ladder.file import OF_THE_LADDER, Ladder, read_ladder
+from lightning_meta.cli.ladder.file import OF_THE_LADDER, Ladder, is_first_trial, read_ladder
 from lightning_meta.cli.ladder.groups import GroupedRung, compare_with_extremes, grouped_rung
 from lightning_meta.cli.ladder.linear import compare_with_linear
 from lightning_meta.cli.ladder.plan import PlannedRun, plan
@@ -197,7 +197,7 @@ def _train(
 ) -> None:
     """Train the runs that are not finished, in child processes if `separate`; see `run_in_processes` for `failed`."""
     _check_data(runs, data)
-    _rehearse(runs)
+    _rehearse(runs, failed is not None)
     waiting = []
     for number, run in enumerate(runs, 1):
         line = f"run {number} of {len(runs)}: {run.title}"
@@ -221,16 +221,27 @@ def _check_data(runs: Sequence[PlannedRun], data: UnchangedData) -> None:
         data.check(lambda: read_yaml(runs[0].file)["data"], finished, "give the ladder another --name, or remove {run}")
 
 
-def _rehearse(runs: Sequence[PlannedRun]) -> None:
-    """Refuse a rung that cannot be set up before another one is trained; the first to be trained needs no rehearsal."""
+def _rehearse(runs: Sequence[PlannedRun], of_search: bool) -> None:
+    """Refuse a rung that cannot be set up before another one is trained.
+
+    A single run of each rung that has not been begun is set up. In a search it is the trial with the settings of the
+    file: another trial that cannot be set up has failed, and the search goes on without it.
+
+    Args:
+        runs: The runs, in order.
+        of_search: Whether they are the trials of a search.
+    """
     waiting = [run for run in runs if not run.finished]
-    of_rung = {run.rung: run for run in reversed(waiting)}
-    begun = {run.rung for run in runs if run.directory is not None} | {run.rung for run in waiting[:1]}
-    for rung in (rung for rung in dict.fromkeys(run.rung for run in waiting) if rung not in begun):
+    begun = {run.rung for run in runs if run.directory is not None}
+    if of_search:
+        chosen = [run for run in waiting if is_first_trial(run.rung)]
+    else:  # the first run to be trained finds its mistakes itself
+        chosen = [run for run in waiting if run.rung != waiting[0].rung]
+    for run in {run.rung: run for run in reversed(chosen) if run.rung not in begun}.values():
         try:
-            rehearse(of_rung[rung].arguments)
+            rehearse(run.arguments)
         except UserError as error:
-            raise UserError(f"{of_rung[rung].title}: {error}") from error
+            raise UserError(f"{run.title}: {error}") from error
         except Exception:  # the run itself shows it with its traceback, or it is only on the CPU that it fails
             continue
 

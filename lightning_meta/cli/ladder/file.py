@@ -176,6 +176,11 @@ def _check_tuning(file: str, rungs: Mapping[str, dict[str, Any]], weights: Mappi
                 raise UserError(f"{file}, rungs.{rung}.weights: {source} logs no weights ({kind.__name__})")
 
 
+def is_first_trial(name: str) -> bool:
+    """Whether a name is that of a trial with the settings of the file."""
+    return name.endswith("_trial_0")
+
+
 def _trials(
     file: str,
     folder: Path,
