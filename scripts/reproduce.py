@@ -46,7 +46,7 @@ def arguments(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", action="extend", default=[], metavar="ROW", help="rows by name; by default all"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds per row, from 1; a verdict needs 3")
+    parser.add_argument("--seeds", type=int, help="number of seeds per row, from 1; by default 3, as a verdict needs")
     parser.add_argument("--hours", type=float, default=math.inf, help="time limit in hours; by default none")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="device; by default a GPU if available")
     parser.add_argument(
@@ -65,8 +65,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run, and write the tables; returns 1 if a run failed, 2 after a mistake of the user."""
     options = arguments(args)
     try:
-        if not options.seeds >= 1 or not options.hours > 0:
-            raise UserError(f"--seeds, --hours: expected numbers above 0, got {options.seeds} and {options.hours}")
+        seeds = 3 if options.seeds is None else options.seeds
+        if not seeds >= 1 or not options.hours > 0:
+            raise UserError(f"--seeds, --hours: expected numbers above 0, got {seeds} and {options.hours}")
         if options.plan and options.publish:
             raise UserError("--publish writes into docs/, and --plan only prints; give one of them")
         if options.table == measurements.NAME:
@@ -75,7 +76,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if options.publish:
             return publish(options.table, options.runs)
         device: Device = options.device or ("gpu" if torch.cuda.is_available() else "cpu")
-        reproduction = Reproduction(rows, options.seeds, options.runs, device)
+        reproduction = Reproduction(rows, seeds, options.runs, device)
         if options.plan:
             print(text_of(plan(reproduction.jobs, options.hours), device, options.hours))
             return 0
@@ -97,6 +98,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> int:
     """Run the measurements, print their plan, or publish them; returns 1 if a command failed."""
+    if options.seeds is not None or options.device == "gpu":
+        raise UserError("--seeds, --device gpu: measurements have commands of their own, on the CPU; leave both out")
     rows = measurements.read_measurements(options.only)
     measuring = measurements.Measuring(rows, options.runs, machine.describe("cpu"))
     if options.plan:

@@ -88,8 +88,8 @@ def test_what_takes_too_long_or_lacks_data_is_left_out(
     assert not runs.run(1.0)
     assert list(runs.collect()) == ["two"]
     assert "left out: long: takes 2.00 h" in capsys.readouterr().out
-    slow = replace(TWO, commands=(("-c", "import time; time.sleep(60)"),), hours=1e-4)
-    assert not measuring(tmp_path, slow).run(2e-4)
+    slow = replace(TWO, commands=(("-c", "import time; time.sleep(600)"),), hours=1e-12)
+    assert not measuring(tmp_path, slow).run(5e-4)
     assert "two: out of time" in capsys.readouterr().out
 
 
@@ -129,6 +129,9 @@ def test_mistakes_in_rows_are_named(tmp_path: Path) -> None:
 def test_the_plan_is_printed_by_the_script(capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce.main(["--table", "measurements", "--plan", "--hours", "0.001"]) == 0
     assert "in 0 measurements" in capsys.readouterr().out
+    for option in (["--seeds", "3"], ["--device", "gpu"]):
+        assert reproduce.main(["--table", "measurements", "--plan", *option]) == 2
+        assert "leave both out" in capsys.readouterr().err
     assert reproduce.main(["--table", "measurements", "--only", "nothing"]) == 2
     assert "has no row 'nothing'" in capsys.readouterr().err
 

@@ -23,9 +23,9 @@ from lightning_meta.reading import read_yaml
 from lightning_meta.run.files import replacing
 from lightning_meta.run.revision import git_revision
 from reproducing.claim import Claim
-from reproducing.page import table
+from reproducing.page import table, versions_of
 from reproducing.planning import duration
-from reproducing.records import read_lines, write_lines
+from reproducing.records import Measured, read_lines, write_lines
 from reproducing.rows import ROOT
 from reproducing.running import End, child, last_line
 from reproducing.storing import read_json, write_json
@@ -70,33 +70,6 @@ class Measurement:
         """A command as a user types it, with FOLDER1 for the folder of the first command, and so on."""
         folders = {str(i + 1): f"FOLDER{i + 1}" for i in range(len(self.commands))}
         return shlex.join(["python", *(_filled(argument, folders) for argument in self.commands[number])])
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A finished measurement, as a line of a CSV file.
-
-    Attributes:
-        row: Name of the row.
-        version: Version of the row.
-        hours: Duration of all commands in hours.
-        machine: Description of the machine.
-        python: Version of Python.
-        torch: Version of torch.
-        lightning_meta: Version of this package.
-        revision: Commit of the working tree.
-        data: Hash of the needed files; "" for generated data.
-    """
-
-    row: str
-    version: str
-    hours: str
-    machine: str
-    python: str
-    torch: str
-    lightning_meta: str
-    revision: str
-    data: str
 
 
 def read_measurements(only: Sequence[str] = (), file: Path | None = None) -> list[Measurement]:
@@ -332,7 +305,7 @@ def markdown(folder: Path) -> str:
         for row, _ in published
     ]
     details = [
-        [f"`{row.name}`", duration(float(line.hours)), line.machine, _versions(line), line.data[:12] or "made"]
+        [f"`{row.name}`", duration(float(line.hours)), line.machine, versions_of(line), line.data[:12] or "made"]
         for row, line in published
     ]
     parts = [table(["row", "what", "commands"], rows)]
@@ -347,8 +320,3 @@ def _published(folder: Path) -> list[tuple[Measurement, Measured]]:
     lines = {line.row: line for line in read_lines(folder / f"{NAME}.csv", Measured)}
     published = [(row, lines.get(row.name)) for row in read_measurements()]
     return [(row, line) for row, line in published if line is not None and line.version == row.version]
-
-
-def _versions(line: Measured) -> str:
-    revision = f" at {line.revision[:7]}" if line.revision else ""
-    return f"lightning_meta {line.lightning_meta}{revision}, torch {line.torch}, Python {line.python}"

@@ -12,7 +12,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.run.files import replacing
 from reproducing.outcomes import NOT_RUN, Outcome
 from reproducing.planning import duration
-from reproducing.records import Record
+from reproducing.records import Measured, Record
 
 COLUMNS: dict[str, Callable[[Outcome], object]] = {
     "row": lambda o: o.row.name,
@@ -31,7 +31,7 @@ COLUMNS: dict[str, Callable[[Outcome], object]] = {
     "tasks": lambda o: _all(o, lambda record: record.tasks),
     "hours_of_a_seed": lambda o: _csv(_hours(o)),
     "machine": lambda o: _all(o, lambda record: record.machine),
-    "versions": lambda o: _all(o, _versions),
+    "versions": lambda o: _all(o, versions_of),
     "data": lambda o: _all(o, lambda record: record.data),
     "row_version": lambda o: o.row.version,
 }
@@ -64,7 +64,7 @@ def markdown(command: str, figures: Sequence[Outcome]) -> str:
         parts.append(table(["row", "measured", "published", "verdict", "protocol"], rows))
         by_row = {outcome.row.name: outcome for outcome in ran}
         details = [
-            [f"`{name}`", duration(_hours(o)), *(_all(o, of) for of in (_machine, _versions, _data))]
+            [f"`{name}`", duration(_hours(o)), *(_all(o, of) for of in (_machine, versions_of, _data))]
             for name, o in by_row.items()
         ]
         parts.append(table(["row", "time of a seed", "machine", "versions", "sha256 of the data"], details))
@@ -139,7 +139,8 @@ def _machine(record: Record) -> str:
     return record.machine
 
 
-def _versions(record: Record) -> str:
+def versions_of(record: Record | Measured) -> str:
+    """The versions and the commit of a result."""
     revision = f" at {record.revision[:7]}" if record.revision else ""
     return f"lightning_meta {record.lightning_meta}{revision}, torch {record.torch}, Python {record.python}"
 

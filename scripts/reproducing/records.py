@@ -55,6 +55,24 @@ class Record:
     data: str
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A finished measurement by other commands.
+
+    The attributes are as in `Record`, but `hours` is the time of all commands, and `data` the hash of the needed files.
+    """
+
+    row: str
+    version: str
+    hours: str
+    machine: str
+    python: str
+    torch: str
+    lightning_meta: str
+    revision: str
+    data: str
+
+
 Line = TypeVar("Line", bound="DataclassInstance")
 
 
