@@ -24,6 +24,7 @@ from benchmarks import scaling
 from benchmarks.measure import Timing
 from benchmarks.row import Row, Setting
 from benchmarks.rows import ROWS
+from benchmarks.show import show
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -63,10 +64,9 @@ def main(args: list[str] | None = None) -> int:
             rows += ROWS[name](setting)
         except Exception as error:
             failed.append(f"{name}: {error}")
-    console = Console()
     machine = f"{options.threads} thread(s), {options.device}, torch {torch.__version__}, {platform.machine()}"
     if rows:
-        console.print(table(rows, machine))
+        show(table(rows, machine))
         write(rows, options.out / "table.csv")
     if "scaling" in options.rows:
         points = [*scaling.times(setting), *scaling.memory(setting)]
@@ -74,8 +74,8 @@ def main(args: list[str] | None = None) -> int:
             csv.writer(file).writerows([scaling.Point._fields, *points])
         scaling.draw(points, options.out / "scaling.png", f"MAML, Conv4-32 with strides, second order; {machine}")
         for name, (power, spread) in scaling.fitted(points).items():
-            console.print(f"cost grows with {name} to the power {power:.2f} ± {spread:.2f}")
-    console.print(f"written to {options.out}")
+            print(f"- cost grows with {name} to the power {power:.2f} ± {spread:.2f}")
+    print(f"written to {options.out}", file=sys.stderr)
     for line in failed:
         print(f"benchmark: error: {line}", file=sys.stderr)
     return 1 if failed else 0

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
+from benchmarks.show import show
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -94,8 +94,8 @@ def main() -> None:
             cells = [f"{statistics.median(ms):.1f} ({min(ms):.1f} to {max(ms):.1f})" for ms in milliseconds]
             ratio = statistics.median(times["loop"]) / statistics.median(times["vmap"])
             table.add_row(name, str(tasks), *cells, f"{ratio:.2f}", f"{difference:.1e}")
-    Console().print(table)
-    print(f"{options.batch_size} examples of each task, {options.threads} thread(s), torch {torch.__version__}")
+    show(table)
+    print(f"\n{options.batch_size} examples of each task, {options.threads} thread(s), torch {torch.__version__}")
 
 
 if __name__ == "__main__":

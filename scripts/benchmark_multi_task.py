@@ -32,7 +32,7 @@ import torch
 from benchmark_independent import NETWORKS, data, made, trained
 from benchmarks import libmtl
 from benchmarks.measure import Timing, side_by_side
-from rich.console import Console
+from benchmarks.show import show
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -346,8 +346,8 @@ def main(args: list[str] | None = None) -> int:
     table = Table("work", "ms here", "against", "ms there", "here / there")
     for name in options.parts:
         PARTS[name](table, options)
-    Console(width=140).print(table)
-    print(f"medians (lowest to highest of {options.repeats}), {options.threads} thread(s), torch {torch.__version__}")
+    show(table)
+    print(f"\nMedians (lowest to highest of {options.repeats}), {options.threads} thread(s), torch {torch.__version__}")
     return 0
 
 

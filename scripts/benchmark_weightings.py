@@ -23,7 +23,7 @@ from typing import Any
 import lightning
 import torch
 import torchjd.aggregation as jd
-from rich.console import Console
+from benchmarks.show import show
 from rich.table import Table
 
 import lightning_meta as lm
@@ -156,7 +156,7 @@ def main(args: list[str] | None = None) -> int:
             note = f" ({gradients:.1f} MB of gradients)" if gradients else ""
             cells.append(f"{step_time / equal_time:.2f} x{ms}, {memory - equal_memory:+.0f} MB{note}")
         table.add_row(method, *cells)
-    Console(width=120).print(table)
+    show(table)
     return 0
 
 

@@ -2,8 +2,7 @@
 
     python scripts/make_gallery.py
 
-The sentence and the reference come from the docstring, and the figures from `docs/results.md` and the CSV files of
-`docs/reproduction/`.
+The sentence and the reference come from the docstring, and the figures from the CSV files of `docs/reproduction/`.
 """
 
 from __future__ import annotations
@@ -20,11 +19,10 @@ from lightning_meta.import_paths import public_path
 from lightning_meta.reading import read_yaml
 
 PAGE = ROOT / "docs" / "gallery.md"
-RESULTS = ROOT / "docs" / "results.md"
 INTRODUCTION = """# Gallery
 
-Each method with its configurations and what they reached. The rows are those of [Results](results.md) and of
-[Reproducing published figures](reproduction.md), which say how they were measured.
+Each method with its configurations and what they reached, as on the page [Reproducing published
+figures](reproduction.md), which says how it was measured.
 """
 HEADER = ("what", "measured", "published", "conditions")
 
@@ -37,14 +35,12 @@ class Figure(NamedTuple):
         measured: The measured figure.
         published: The published figure; "" if there is none.
         conditions: The conditions of the measurement.
-        source: A link to the page of the row.
     """
 
     what: str
     measured: str
     published: str
     conditions: str
-    source: str
 
 
 def configurations() -> dict[str, list[str]]:
@@ -62,33 +58,12 @@ def configurations() -> dict[str, list[str]]:
 def figures() -> dict[str, list[Figure]]:
     """The figures by name of a configuration or class."""
     by_name: dict[str, list[Figure]] = {}
-    for names, figure in [*_of_results(), *_of_reproductions()]:
-        for name in names:
-            by_name.setdefault(name, []).append(figure)
+    for name, figure in _of_reproductions():
+        by_name.setdefault(name, []).append(figure)
     return by_name
 
 
-def _of_results() -> Iterable[tuple[Sequence[str], Figure]]:
-    """Rows of the tables of results that name a configuration or class, and the rows that continue them."""
-    names: Sequence[str] = ()
-    header: tuple[str, ...] = ()
-    for line in RESULTS.read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        if not line.startswith("|"):
-            header, names = (), ()
-            continue
-        header = header or tuple(cells)
-        if header != HEADER:
-            continue
-        named = re.findall(r"`(\w+)`", cells[0])
-        if named or "the same" not in cells[0]:
-            names = named[:1]
-        if names and tuple(cells) != HEADER:
-            what, measured, published, conditions = cells
-            yield names, Figure(what, measured, published, conditions, "[results](results.md)")
-
-
-def _of_reproductions() -> Iterable[tuple[Sequence[str], Figure]]:
+def _of_reproductions() -> Iterable[tuple[str, Figure]]:
     """Figures of the reproductions, each with its configuration, or with the class of its option `--model`."""
     for table in TABLES:
         trained = {row.name: row.config for row in read_rows(table)}
@@ -99,7 +74,7 @@ def _of_reproductions() -> Iterable[tuple[Sequence[str], Figure]]:
         with (ROOT / "docs" / "reproduction" / f"{table}.csv").open(encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
                 if line["seeds"]:
-                    yield [trained[line["row"]]], _reproduced(line)
+                    yield trained[line["row"]], _reproduced(line)
 
 
 def _reproduced(line: dict[str, str]) -> Figure:
@@ -122,7 +97,7 @@ def _reproduced(line: dict[str, str]) -> Figure:
         around = f" ± {line['published_half_width']}" if line["published_half_width"] else ""
         published = f"{line['published']}{around}{unit} ({line['verdict']})"
     what = f"`{line['row']}`, {line['figure']}"
-    return Figure(what, measured, published, conditions, "[reproduction](reproduction.md)")
+    return Figure(what, measured, published, conditions)
 
 
 def section(cls: type, configs: Sequence[str], by_name: dict[str, list[Figure]]) -> str:
@@ -142,12 +117,12 @@ def section(cls: type, configs: Sequence[str], by_name: dict[str, list[Figure]])
         parts.append(f"Configurations: {', '.join(f'`configs/{name}.yaml`' for name in configs)}")
     rows = [figure for name in dict.fromkeys([*configs, cls.__name__]) for figure in by_name.get(name, [])]
     if rows:
-        lines: list[Sequence[str]] = [[*HEADER, "from"], ["---"] * (len(HEADER) + 1), *rows]
+        lines: list[Sequence[str]] = [HEADER, ["---"] * len(HEADER), *rows]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     else:
         parts.append(
             "No full training of it is reported here; [results](results.md) and [evaluation](evaluation.md) may say "
-            "what it costs."
+            "what it costs, and [multi-task results](multi_task_results.md) what ladders reached."
         )
     return "\n\n".join(parts)
 

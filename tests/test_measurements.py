@@ -43,8 +43,9 @@ def test_the_output_of_the_last_command_is_kept_and_nothing_is_run_twice(
 ) -> None:
     runs = measuring(tmp_path, TWO)
     assert not runs.run(1.0)
-    ((about, output),) = runs.collect().values()
+    ((about, output, pictures),) = runs.collect().values()
     assert output == "FOLDER1\n7"
+    assert pictures == ()
     assert (about.row, about.machine, about.data) == ("two", "a machine", "")
     assert all((about.torch, about.python, about.lightning_meta))
     assert 0 <= float(about.hours) < 0.1
@@ -56,7 +57,7 @@ def test_the_output_of_the_last_command_is_kept_and_nothing_is_run_twice(
     assert "two" not in capsys.readouterr().out
     other = replace(TWO, commands=(TWO.commands[0], ("-c", f"{READ}; print(8)", "{1}")))  # runs in a folder of its own
     assert not measuring(tmp_path, other).run(1.0)
-    assert measuring(tmp_path, other).collect()["two"][1] == "FOLDER1\n7\n8"
+    assert measuring(tmp_path, other).collect()["two"].output == "FOLDER1\n7\n8"
 
 
 def test_a_failed_command_is_named_and_the_commands_before_it_are_kept(
@@ -112,6 +113,28 @@ def test_published_measurements_replace_their_part_of_a_page(tmp_path: Path, mon
     assert measurements.markdown(tmp_path).endswith("Not run: `table`.")  # rather than its output with other commands
     measurements.publish(tmp_path, {})
     assert "table" not in (tmp_path / "measurements.csv").read_text()
+
+
+def test_pictures_are_published_with_the_tables_of_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTNING_META_DATA", str(tmp_path))
+    (tmp_path / "a.csv").write_text("3")
+    draw = "import sys, pathlib; pathlib.Path(sys.argv[1], 'curves.png').write_bytes(b'drawn')"
+    tell = "import sys, pathlib; print('Told.\\n\\n| a |\\n| --- |\\n|', pathlib.Path(sys.argv[1]).read_text(), '|')"
+    commands = (("-c", draw, "{1}"), ("-c", tell, "{data}/a.csv"))
+    row = replace(TWO, commands=commands, needs=("a.csv",), pictures=("1/curves.png",))
+    assert row.shown(1).endswith(" DATA/a.csv")
+    monkeypatch.setattr(measurements, "read_measurements", lambda: [row])
+    runs = measuring(tmp_path, row)
+    assert not runs.run(1.0)
+    monkeypatch.setattr(measurements, "ROOT", tmp_path)
+    folder = tmp_path / "docs" / "reproduction"
+    folder.mkdir(parents=True)
+    measurements.publish(folder, runs.collect())
+    (page,) = measurements.pages(folder).values()
+    table, _, picture = page["two"].rpartition("\n\n")
+    assert table == "Told.\n\n| a |\n| --- |\n| 3 |"
+    assert picture == "![a number](reproduction/measurements/curves.png)"
+    assert (tmp_path / "docs" / "reproduction/measurements/curves.png").read_bytes() == b"drawn"
 
 
 def test_mistakes_in_rows_are_named(tmp_path: Path) -> None:

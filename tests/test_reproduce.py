@@ -84,6 +84,7 @@ def test_the_options_of_a_row_are_accepted(
     assert "{data}" not in str(parsed)
     tests = [figure.test for figure in row.figures]
     known = {option for action in make_parser()._actions for option in action.option_strings}
+    known |= {f"--data.{name}" for name in parsed["data"]["init_args"]}
     assert not [option for test in tests for option in test if option.partition("=")[0] not in known]
 
 

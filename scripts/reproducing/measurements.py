@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import platform
 import shlex
 import shutil
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -43,9 +44,11 @@ class Measurement:
         priority: Priority; smaller numbers run first.
         about: What is measured.
         page: Page with the output, relative to the root of the project.
-        commands: Arguments of Python for each command. `{1}` is a folder for the files of the first command, and so on.
+        commands: Arguments of Python for each command. `{1}` is a folder for the files of the first command, and so on;
+            `{data}` is `LIGHTNING_META_DATA`.
         hours: Time of all commands in hours on two cores.
         needs: Files in `LIGHTNING_META_DATA`, relative to it.
+        pictures: Pictures that the commands make, such as `1/curves.png` for one of the first command.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Measurement:
     commands: tuple[tuple[str, ...], ...]
     hours: float
     needs: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
@@ -67,8 +71,8 @@ class Measurement:
         return next((name for name in self.needs if folder is None or not (folder / name).exists()), "")
 
     def shown(self, number: int) -> str:
-        """A command as a user types it, with FOLDER1 for the folder of the first command, and so on."""
-        folders = {str(i + 1): f"FOLDER{i + 1}" for i in range(len(self.commands))}
+        """A command as a user types it, with DATA for `{data}` and FOLDER1 for `{1}`."""
+        folders = {"data": "DATA"} | {str(i + 1): f"FOLDER{i + 1}" for i in range(len(self.commands))}
         return shlex.join(["python", *(_filled(argument, folders) for argument in self.commands[number])])
 
 
@@ -91,13 +95,28 @@ def read_measurements(only: Sequence[str] = (), file: Path | None = None) -> lis
 
 
 def _measurement(where: str, name: str, content: Mapping[str, Any]) -> Measurement:
-    keys = {field.name for field in fields(Measurement)} - {"name"}
-    if set(content) | {"needs"} != keys:
+    keys, lists = {field.name for field in fields(Measurement)} - {"name"}, ("needs", "pictures")
+    if set(content) | set(lists) != keys:
         raise UserError(f"{where}: expected {', '.join(sorted(keys))}, got {', '.join(sorted(content))}")
     commands = tuple(tuple(shlex.split(command)) for command in content["commands"])
     if not commands or not 0 < content["hours"] < math.inf:
         raise UserError(f"{where}: expected at least one command, and hours above 0")
-    return Measurement(name=name, **{**content, "commands": commands, "needs": tuple(content.get("needs", ()))})
+    files = {key: tuple(content.get(key, ())) for key in lists}
+    return Measurement(name=name, **{**content, **files, "commands": commands})
+
+
+class Found(NamedTuple):
+    """A finished measurement.
+
+    Attributes:
+        about: When, where and with which versions it was made.
+        output: What the last command printed.
+        pictures: Files of its pictures.
+    """
+
+    about: Measured
+    output: str
+    pictures: tuple[Path, ...] = ()
 
 
 class Measuring:
@@ -191,7 +210,8 @@ class Measuring:
                 files = folder / str(number + 1)
                 shutil.rmtree(files, ignore_errors=True)  # of a command that was stopped
                 files.mkdir()
-                places = {str(i + 1): str(folder / str(i + 1)) for i in range(len(row.commands))}
+                places = {"data": str(data_folder())}
+                places |= {str(i + 1): str(folder / str(i + 1)) for i in range(len(row.commands))}
                 command = [_filled(argument, places) for argument in row.commands[number]]
                 began = time.monotonic()
                 end = child(command, claim, self._log(row), deadline, output=self.output(row))
@@ -225,8 +245,8 @@ class Measuring:
         noted = {field.name: getattr(about, field.name) for field in fields(about)}
         write_json(self.folder(row) / NOTE, {**noted, "done": done, "hours": float(about.hours)})
 
-    def collect(self) -> dict[str, tuple[Measured, str]]:
-        """The finished measurements with their outputs, without the paths of this machine, by name."""
+    def collect(self) -> dict[str, Found]:
+        """The finished measurements by name, without the paths of this machine in their outputs."""
         found = {}
         for row in self.rows:
             if self.finished(row):
@@ -235,7 +255,8 @@ class Measuring:
                 for number in range(1, len(row.commands) + 1):
                     output = output.replace(str(self.folder(row) / str(number)), f"FOLDER{number}")
                 lines = [line.rstrip() for line in output.splitlines()]
-                found[row.name] = (Measured(**noted), "\n".join(lines).strip("\n"))
+                pictures = tuple(self.folder(row) / name for name in row.pictures)
+                found[row.name] = Found(Measured(**noted), "\n".join(lines).strip("\n"), pictures)
         return found
 
 
@@ -258,24 +279,26 @@ def _listed(left_out: Mapping[str, str]) -> list[str]:
     return [f"- `{name}`: {why}" for name, why in left_out.items()]
 
 
-def publish(folder: Path, new: Mapping[str, tuple[Measured, str]]) -> None:
+def publish(folder: Path, new: Mapping[str, Found]) -> None:
     """Write finished measurements to the folder of published ones, which are kept unless there are new ones.
 
     Those of other versions of a row are dropped: its commands have changed since.
 
     Args:
         folder: Folder of published results.
-        new: The finished measurements with their outputs.
+        new: The finished measurements by name.
     """
     known = {row.name: row.version for row in read_measurements()}
     kept = {
         line.row: line for line in read_lines(folder / f"{NAME}.csv", Measured) if known.get(line.row) == line.version
     }
-    kept |= {name: line for name, (line, _) in new.items()}
+    kept |= {name: found.about for name, found in new.items()}
     (folder / NAME).mkdir(exist_ok=True)
-    for name, (_, output) in new.items():
+    for name, found in new.items():
         with replacing(folder / NAME / f"{name}.txt") as file:
-            file.write(f"{output}\n")
+            file.write(f"{found.output}\n")
+        for picture in found.pictures:
+            shutil.copyfile(picture, folder / NAME / picture.name)
     write_lines(folder / f"{NAME}.csv", Measured, [kept[name] for name in known if name in kept])
 
 
@@ -288,9 +311,15 @@ def pages(folder: Path) -> dict[Path, dict[str, str]]:
     made: dict[Path, dict[str, str]] = {}
     for row, _ in _published(folder):
         output = (folder / NAME / f"{row.name}.txt").read_text(encoding="utf-8").rstrip()
-        shown = output if output.startswith("|") else f"```\n{output}\n```"
+        in_markdown = any(line.startswith("| ---") for line in output.splitlines())
+        shown = "\n\n".join([output if in_markdown else f"```\n{output}\n```", *_pictures(row, folder)])
         made.setdefault(ROOT / row.page, {})[row.name] = shown
     return made
+
+
+def _pictures(row: Measurement, folder: Path) -> list[str]:
+    places = [os.path.relpath(folder / NAME / Path(name).name, (ROOT / row.page).parent) for name in row.pictures]
+    return [f"![{row.about}]({place})" for place in places]
 
 
 def markdown(folder: Path) -> str:

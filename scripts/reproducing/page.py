@@ -27,7 +27,7 @@ COLUMNS: dict[str, Callable[[Outcome], object]] = {
     "source": lambda o: o.figure.source,
     "verdict": lambda o: o.verdict,
     "protocol": lambda o: o.figure.protocol,
-    "deviations": lambda o: o.row.deviations,
+    "deviations": lambda o: _deviations(o),
     "tasks": lambda o: _all(o, lambda record: record.tasks),
     "hours_of_a_seed": lambda o: _csv(_hours(o)),
     "machine": lambda o: _all(o, lambda record: record.machine),
@@ -124,10 +124,14 @@ def _published(outcome: Outcome) -> str:
 
 
 def _protocol(outcome: Outcome) -> str:
-    figure, row = outcome.figure, outcome.row
+    figure = outcome.figure
     source = f"; published in {figure.source}" if figure.source else ""
-    deviations = f". Deviations: {row.deviations}" if row.deviations else ""
+    deviations = f". Deviations: {_deviations(outcome)}" if _deviations(outcome) else ""
     return f"{figure.protocol}{source}{deviations}"
+
+
+def _deviations(outcome: Outcome) -> str:
+    return "; ".join(filter(None, (outcome.row.deviations, outcome.row.shortened)))
 
 
 def _hours(outcome: Outcome) -> float:

@@ -1,0 +1,51 @@
+"""Print columns of a CSV file as a table in Markdown, such as the verdicts of a ladder.
+
+    python scripts/show_csv.py runs/ladder/report/verdicts.csv --columns rung test_score delta verdict
+
+Numbers with more than four decimals are rounded to four.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from reproducing.page import table
+
+
+def rounded(cell: str) -> str:
+    """A cell with at most four decimals."""
+    if len(cell.partition(".")[2]) <= 4:
+        return cell
+    try:
+        return f"{float(cell):.4f}"
+    except ValueError:
+        return cell
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Print the table; returns 2 if the file cannot be read or lacks a column."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="the CSV file")
+    parser.add_argument("--columns", nargs="+", help="columns in this order; by default all")
+    options = parser.parse_args(args)
+    try:
+        with options.file.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            names, rows = list(reader.fieldnames or ()), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        print(f"show_csv: error: {options.file}: {error}", file=sys.stderr)
+        return 2
+    chosen = options.columns or names
+    if unknown := [name for name in chosen if name not in names]:
+        print(f"show_csv: error: {options.file} has no column {unknown[0]}; it has {', '.join(names)}", file=sys.stderr)
+        return 2
+    print(table(chosen, [[rounded(row[name] or "") for name in chosen] for row in rows]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
