@@ -83,7 +83,8 @@ class _BuiltWhenConstructed(ABCMeta):
 
 def _refuse_unknown_option(cls: type, kwargs: Mapping[str, Any], error: TypeError) -> None:
     """Rewrite the error for an unknown option: Python's names the base class instead of the class that was called."""
-    name = next((name for name in kwargs if f"unexpected keyword argument '{name}'" in str(error)), None)
+    options = options_of(cls)
+    name = next((name for name in kwargs if name not in options and repr(name) in str(error)), None)
     if name is None:
         return
     raise unknown_option(cls, name) from error

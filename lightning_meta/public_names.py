@@ -48,12 +48,11 @@ def attach(package: str, file: str | None = None) -> Attached:
         try:
             return imported(name)
         except AttributeError as error:
-            missing = f"No {package} attribute {name}"
-            if name.startswith("_") or str(error) != missing:
+            if name.startswith("_") or name in listed:  # listed: its module raised the error
                 raise
             from lightning_meta.errors import similar  # only needed for a misspelt name
 
             close = similar(name, listed)
-            raise AttributeError(f"{missing}; did you mean {close}?" if close else missing) from None
+            raise AttributeError(f"{error}; did you mean {close}?" if close else str(error)) from None
 
     return attribute, names, listed

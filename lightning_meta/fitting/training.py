@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import Logger
 
+from lightning_meta.data.validation import check_interval
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.fitting.checks import as_list, check_launch, check_machine, check_ranks
 from lightning_meta.fitting.ending import ending_well
@@ -202,8 +204,8 @@ class Training:
             error.args = (f"{error}; the last good checkpoint is {self.watch.last}",)
             raise
         except Exception as error:
-            if str(error).lstrip().startswith("`val_check_interval`"):  # raised for custom data modules
-                raise UserError(f"{self.say('trainer.val_check_interval')}: {str(error).strip()}") from error
+            if isinstance(error, ValueError | MisconfigurationException):
+                check_interval(trainer, trainer.num_training_batches)  # those of custom data modules are known only now
             resumed = trainer.ckpt_path
             if resumed is None or (trainer.global_step > self.record.start and not is_of_schedule(error)):
                 raise

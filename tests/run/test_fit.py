@@ -31,7 +31,7 @@ from lightning_meta.tasks import EpisodeSpec
 from lightning_meta.testing import toys
 from tests.meta.test_units import pumps
 from tests.run.test_resume import plain
-from tests.run.toys import ToyData, ToyModule
+from tests.run.toys import ToyData, ToyModule, batch
 from tests.test_cli import write_configs
 
 OPTIONS: dict[str, Any] = {"log_every_n_steps": 2, "accelerator": "cpu", "enable_progress_bar": False}
@@ -710,3 +710,23 @@ def test_lightning_does_not_describe_the_trainer_that_this_package_makes(folder:
             logger.removeHandler(handler)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def test_an_interval_longer_than_an_epoch_of_data_of_ones_own_is_refused_in_one_line() -> None:
+    """How long an epoch is, is known once the Trainer has the loaders."""
+    with pytest.raises(lm.UserError, match=r"^val_check_interval: an epoch has 4 batches, so 5 never pass within one"):
+        lm.fit(toy(), ToyData(4), max_steps=8, val_check_interval=5, **OPTIONS)
+    with pytest.raises(lm.UserError, match=r"^val_check_interval: the length of an epoch is not known, so 0.5 of it"):
+        lm.fit(toy(), Endless(), max_steps=8, val_check_interval=0.5, **OPTIONS)
+    with pytest.raises(ValueError, match="of the module's own"):
+        lm.fit(Wrong(nn.Linear(5, 5)), ToyData(4), max_steps=8, **OPTIONS)
+
+
+class Endless(ToyData):
+    def train_dataloader(self) -> Any:
+        return iter(batch(i) for i in range(100))
+
+
+class Wrong(ToyModule):
+    def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
+        raise ValueError("a mistake of the module's own")
