@@ -13,13 +13,15 @@ from reproducing.rows import ROOT
 
 def test_columns_of_a_file_are_shown_in_the_order_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "verdicts.csv"
-    file.write_text('rung,delta,verdict\nequal,0.00331234,"no difference, a|b"\nlong name.of many words,,hurt\n')
+    file.write_text(
+        'rung,delta,verdict\nequal,0.00331234,"no difference, a|b"\nlong name.of many words,-12.34567,hurt\n'
+    )
     assert show_csv.main([str(file), "--columns", "verdict", "rung", "delta"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "| verdict | rung | delta |",
         "| --- | --- | --- |",
         r"| no difference, a\|b | equal | 0.0033 |",
-        "| hurt | long name.of many words |  |",
+        "| hurt | long name.of many words | -12.3 |",
     ]
     assert show_csv.main([str(file), "--columns", "delte"]) == 2
     assert "has no column delte; it has rung, delta, verdict" in capsys.readouterr().err
