@@ -2,7 +2,7 @@
 
     python scripts/show_csv.py runs/ladder/report/verdicts.csv --columns rung test_score delta verdict
 
-Numbers with more than four decimals are rounded to four, or to one from 10 on.
+Numbers have at most four decimals, and one from 10 on.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from reproducing.page import table
 
 def rounded(cell: str) -> str:
     """A cell with at most four decimals, or one if it is a number from 10 on."""
-    if len(cell.partition(".")[2]) <= 4:
+    if "." not in cell:
         return cell
     try:
         number = float(cell)
     except ValueError:
         return cell
-    return f"{number:.1f}" if abs(number) >= 10 else f"{number:.4f}"
+    digits = 1 if abs(number) >= 10 else min(4, len(cell.partition(".")[2]))
+    return f"{number:.{digits}f}"
 
 
 def main(args: Sequence[str] | None = None) -> int:
