@@ -263,7 +263,7 @@ def test_the_gallery_is_what_docstrings_and_results_make() -> None:
     assert gallery() == GALLERY.read_text(), "run `python scripts/make_tables.py`"
     of = figures()
     assert "96.03 ± 0.46 %" in {figure.measured for figure in of["protonet_glyphs"]}
-    assert len(of["protonet_omniglot"]) == 2
+    assert len(of["protonet_omniglot"]) == 4
     assert "0.947 ± 0.025" in {figure.measured for figure in of["Conditioned"]}
 
 

@@ -223,6 +223,8 @@ def test_the_interval_is_over_seeds_and_nothing_is_reached_with_fewer_than_three
     assert (one.half_width, one.interval, one.verdict) == (0.4, "test tasks", "not judged (1 of 3 seeds)")
     assert outcome_of(*three.records[:2]).verdict == "not judged (2 of 3 seeds)"
     assert outcome_of().verdict == NOT_RUN
+    other = replace(three.records[2], revision="0123")
+    assert outcome_of(*three.records[:2], other).verdict == "within (seeds of 2 commits)"
 
 
 def test_what_cannot_be_compared_is_not_judged() -> None:

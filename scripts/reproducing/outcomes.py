@@ -67,11 +67,12 @@ class Outcome:
             return "not judged (another protocol)"
         if len({record.data for record in self.records}) > 1:
             return "not judged (seeds differ in their data)"
-        if len({record.revision for record in self.records}) > 1:
-            return "not judged (seeds are of different revisions)"
         if len(self.records) < JUDGED_FROM:
             return f"not judged ({len(self.records)} of {JUDGED_FROM} seeds)"
-        return verdict(self.mean, self.half_width, self.figure)
+        commits = len({record.revision for record in self.records})
+        return verdict(self.mean, self.half_width, self.figure) + (
+            f" (seeds of {commits} commits)" if commits > 1 else ""
+        )
 
 
 def verdict(mean: float, half_width: float, figure: Figure) -> str:
