@@ -6,6 +6,7 @@ import json
 import re
 from math import isnan
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -172,6 +173,14 @@ def test_standardised_training_targets_have_mean_0_and_variance_1() -> None:
     # The mean of the training targets, which is an output of 0, has loss 1 and R² 0.
     assert float(task.loss(torch.zeros(M, 2).double(), y)) == pytest.approx(1, abs=1e-5)
     assert float(task.example_scores(torch.zeros(M, 2), y).mean()) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("targets", [[1, 2, 4, 70], [5, 1, 3], [0.5, 8.0]])
+def test_the_best_constant_of_the_absolute_error_is_the_median_of_numpy(targets: list[float]) -> None:
+    task = Regression(1, metric="mae").fitted(torch.tensor(targets)[:, None])
+    constant = task.constant()
+    assert constant is not None
+    assert task.readable(constant[None]).item() == pytest.approx(float(np.median(targets)), rel=1e-9)
 
 
 def test_predictions_are_read_in_the_units_of_the_targets() -> None:

@@ -143,3 +143,11 @@ def test_the_median_survives_tasks_that_diverged() -> None:
     summary = scores.compute().summary("mse")
     assert math.isnan(summary["mse"])
     assert summary["mse_median"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 5, 40])
+def test_the_median_is_that_of_numpy(tasks: int) -> None:
+    scores = TaskScores()
+    errors = torch.rand(tasks, 1, generator=torch.Generator().manual_seed(tasks), dtype=torch.float64)
+    scores.update(torch.arange(tasks), errors[:, 0], errors, torch.zeros(tasks, 2, 1), torch.zeros(tasks, 2, 1))
+    assert scores.compute().summary("mse")["mse_median"] == pytest.approx(np.median(errors.numpy()), rel=1e-12)

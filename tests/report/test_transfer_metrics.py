@@ -221,6 +221,26 @@ def test_selections_of_different_metrics_have_no_mean(tmp_path: Path) -> None:
     assert compare([tmp_path / "together"], [tmp_path / "alone"]).selection == {}
 
 
+def test_means_of_errors_say_their_unit_and_do_not_depend_on_those_of_targets(tmp_path: Path) -> None:
+    """One task has targets in metres, and the other in kilometres."""
+    for method, gain in (("alone", 0.0), ("together", 0.1)):
+        tasks = {
+            n: Simulated(np.full(9, (0.5 - gain) * u), metric="rmse", joint=0.6 * u)
+            for n, u in (("m", 1e3), ("km", 1.0))
+        }
+        run = write_run(tmp_path / method / "0", tasks)
+        lines = (run / "per_task.csv").read_text().splitlines()
+        ends = ["better,constant", "lower,1000", "lower,1"]
+        (run / "per_task.csv").write_text("".join(f"{line},{end}\n" for line, end in zip(lines, ends, strict=True)))
+    report = compare([tmp_path / "together"], [tmp_path / "alone"])
+    assert report.selection["alone"] == pytest.approx((0.5, 0.6, 2))
+    print_report(report, Console(file=(text := io.StringIO()), width=140))
+    printed = " ".join(text.getvalue().split())
+    assert "mean 0.500; with one joint epoch 0.600 (errors over that of a constant prediction)." in printed
+    assert "The mean Δ and the statements are in units of the error of a constant prediction" in printed
+    assert report.methods[0].mean_delta_joint == pytest.approx(0.2)
+
+
 def test_the_worst_difference_has_its_unit_where_metrics_differ(tmp_path: Path) -> None:
     for method, right in (("alone", [0, 1, 1, 1] * 2), ("together", [0, 0, 1, 1] * 2)):
         tasks = {"a": Simulated(np.array(right, float)), "r": Simulated(np.full(9, 0.5), metric="r2")}

@@ -69,7 +69,7 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path], tuned: C
     values = np.array([[m.mean(name, "test") for name in compared] for m in everyone])
     ranks = mean_ranks(values * [against.runs[0].tasks[name].sign for name in compared])
     transfers = tuple(_transfer(m, against, float(r)) for m, r in zip(methods, ranks[1:], strict=True))
-    selection = {m.name: selected for m in everyone if (selected := _selected(m)) is not None}
+    selection = {m.name: selected for m in everyone if (selected := _selected(m, against)) is not None}
     notes = (
         *what_seeds_support(against, transfers),
         *constants(everyone),
@@ -217,12 +217,16 @@ def _rate(tasks: Sequence[TaskTransfer], verdict: Verdict) -> float:
     return math.nan if none else sum(t.verdict == verdict for t in tasks) / len(tasks)
 
 
-def _selected(method: Method) -> Selected | None:
+def _selected(method: Method, against: Method) -> Selected | None:
     """Mean metric of a method, selected by task and jointly; None without both, or if tasks have different metrics."""
     results, names = method.runs[0].tasks, compared_tasks([method])
-    both = [(method.mean(name, "test"), method.mean(name, "joint")) for name in names]
+    if len({(results[name].metric, results[name].better) for name in names}) > 1:
+        return None
+    # Targets may have different units, so errors are divided like those of `differences`.
+    units = [unit(results[n].better, against.mean(n, "constant"), against.mean(n, "test")) for n in names]
+    both = [np.array([method.mean(n, f) for f in ("test", "joint")]) / u for n, u in zip(names, units, strict=True)]
     known = [pair for pair in both if np.isfinite(pair).all()]
-    if not known or len({results[name].metric for name in names}) > 1:
+    if not known:
         return None
     own, joint = np.mean(known, axis=0)
     return Selected(float(own), float(joint), len(known))
@@ -331,6 +335,11 @@ def what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) -> 
         lines.append(
             f"Tasks have different metrics ({', '.join(sorted(metrics))}): the mean Δ and the statements are in "
             "comparable units, errors over that of a constant prediction, and there is no mean gap."
+        )
+    elif any(t.better == "lower" for m in transfers for t in m.tasks):
+        lines.append(
+            "The mean Δ and the statements are in units of the error of a constant prediction, since targets may have "
+            "different units."
         )
     if excluded := max(m.delta_m_excluded for m in transfers):
         lines.append(

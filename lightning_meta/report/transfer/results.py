@@ -334,6 +334,8 @@ class MethodTransfer:
 class Selected(NamedTuple):
     """Mean metric of a method under both ways to select an epoch, over the tasks that have both.
 
+    Errors are divided by that of a constant prediction, since tasks may have different units.
+
     Attributes:
         own: Mean with the best epoch of each task.
         joint: Mean with one epoch for all tasks.

@@ -51,11 +51,13 @@ def print_report(report: TransferReport, console: Console | None = None, rest: P
     console.print(_methods(report))
     metric = _common_metric(report.methods[0])
     for name, (own, joint, count) in report.selection.items():
+        errors = any(task.better == "lower" for task in report.methods[0].tasks)
+        relative = " (errors over that of a constant prediction)" if errors else ""
         of = "" if count == len(report.methods[0].tasks) else f" over the {count} tasks that have both"
         console.print(
             Text(
                 f"{printable(name)} selects each task's own best epoch: mean {metric_text(metric, own)}{of}; "
-                f"with one joint epoch {metric_text(metric, joint)}."
+                f"with one joint epoch {metric_text(metric, joint)}{relative}."
             )
         )
     for note in report.notes:
