@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import lightning_meta as lm
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.cli import main
 from lightning_meta.errors import UserError
+from lightning_meta.fitting import grid
 from lightning_meta.fitting.evaluation import Evaluation
 from lightning_meta.meta.scores import TaskScores
 from lightning_meta.tasks import EpisodeSpec
@@ -112,6 +114,10 @@ def test_a_result_is_shown_on_one_line_whatever_the_number_of_tasks() -> None:
     scores = [{"task": float(i), "score": 0.5} for i in range(1000)]
     result = Evaluation(5, 1, 15, 1000, "accuracy", 0.72366, 0.00636, {"test/accuracy": 0.72366}, scores)
     assert repr(result) == "Evaluation(ways=5, shots=1, queries=15, tasks=1000, accuracy=0.7237 ± 0.0064)"
+    for single in (result._replace(tasks=1, interval=math.nan), result._replace(metric="mse", interval=math.nan)):
+        assert "±" not in repr(single) + grid._shown(single)
+        assert "nan" not in repr(single) + grid._shown(single)
+    assert grid._shown(result) == "72.37 ± 0.64 %"
 
 
 def test_regression_has_shots_alone() -> None:

@@ -269,6 +269,9 @@ def test_a_row_is_short_with_many_tasks_and_the_table_warns_of_the_end_of_a_rang
     assert line.endswith("baseline")
     assert "At 90 training steps for each method, trials included, no method is shown to beat tuned_sum." in said
     assert "another range may be better: lr of cagrad (largest of 4)." in said
+    assert "standard deviations" not in said
+    Verdicts("tuned_sum", rows, errors=True).show()
+    assert "Δ is not the difference of the scores" in " ".join(capsys.readouterr().out.split())
     assert (
         replace(rows[0], search_result=SearchResult(0, {}, dict.fromkeys(weights, 1.0))).settings == "all weights 1.00"
     )

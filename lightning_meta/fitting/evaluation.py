@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,7 +57,8 @@ class Evaluation(NamedTuple):
     def __repr__(self) -> str:
         """One line without the tasks, of which there may be thousands: what a notebook shows."""
         shape = f"ways={self.ways}, shots={self.shots}, queries={self.queries}, tasks={self.tasks}"
-        return f"Evaluation({shape}, {self.metric}={self.score:.4f} ± {self.interval:.4f})"
+        around = "" if math.isnan(self.interval) else f" ± {self.interval:.4f}"  # of a single task there is none
+        return f"Evaluation({shape}, {self.metric}={self.score:.4f}{around})"
 
     @property
     def point(self) -> Point:

@@ -60,9 +60,10 @@ def print_grid(evaluations: Sequence[Evaluation], directory: Path) -> None:
 
 
 def _shown(evaluation: Evaluation) -> str:
+    single = math.isnan(evaluation.interval)  # of a single task there is no interval
     if evaluation.metric == "accuracy":
-        return f"{100 * evaluation.score:.2f} ± {100 * evaluation.interval:.2f} %"
-    return f"{evaluation.score:.4g} ± {evaluation.interval:.4g}"
+        return f"{100 * evaluation.score:.2f}{'' if single else f' ± {100 * evaluation.interval:.2f}'} %"
+    return f"{evaluation.score:.4g}{'' if single else f' ± {evaluation.interval:.4g}'}"
 
 
 def _plain(evaluation: Evaluation) -> dict[str, Any]:

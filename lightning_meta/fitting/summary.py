@@ -67,7 +67,8 @@ def print_summary(
     for metric in [metric for metric in averaged if metric not in without_mean] if named else ("accuracy", "mse"):
         if (score := metrics.get(f"test/{metric}")) is not None:
             half_width = ""
-            if (interval := metrics.get(f"test/{metric}_ci95")) is not None:
+            interval = metrics.get(f"test/{metric}_ci95", math.nan)
+            if not math.isnan(interval):  # of a single task there is none
                 half_width = f" ± {_shown(metric, interval)} (95 %)"
             over = _over(metrics, metric) if named else ""
             table.add_row(f"test {metric}", _shown(metric, score) + half_width + over)

@@ -69,3 +69,11 @@ def test_errors_in_different_units_have_no_mean(
     assert ("test mae" in printed) is averaged
     assert "price" in printed
     assert "test/mae" in run.metrics  # it is logged as before
+
+
+def test_a_single_task_has_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary({"test/accuracy": 0.8, "test/accuracy_ci95": float("nan"), "test/tasks": 1.0}, tmp_path)
+    said = capsys.readouterr().out
+    assert "80.00 %" in said
+    assert "nan" not in said
+    assert "±" not in said

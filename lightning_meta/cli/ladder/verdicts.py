@@ -72,10 +72,12 @@ class Verdicts:
     Attributes:
         baseline: The rung that the others are compared with.
         rows: One row per rung, that of the baseline first.
+        errors: Whether a task is compared by an error, of which lower is better.
     """
 
     baseline: str
     rows: Sequence[Row]
+    errors: bool = False
 
     @property
     def lines(self) -> list[str]:
@@ -95,7 +97,17 @@ class Verdicts:
             f"Verdicts over seeds are corrected for {tested} method{'s' * (tested != 1)} (Holm's procedure at 5 %); an "
             "interval is of one method alone."
         )
-        return [f"{budget}, {result}.", *self._ends, *([correction] if tested else [])]
+        return [f"{budget}, {result}.", *self._units, *self._ends, *([correction] if tested else [])]
+
+    @property
+    def _units(self) -> list[str]:
+        """A line about the units of errors; none without errors."""
+        if not self.errors:
+            return []
+        return [
+            "A metric of which lower is better enters test/score with a minus sign (an error in standard deviations of "
+            "its targets), and Δ over that of a constant prediction: Δ is not the difference of the scores."
+        ]
 
     @property
     def _ends(self) -> list[str]:
@@ -130,7 +142,7 @@ class Verdicts:
         console = Console()
         console = console if console.is_terminal else Console(width=max(console.width, 160))
         console.print(table)
-        for line in (self.lines[0], *self._ends):
+        for line in (self.lines[0], *self._units, *self._ends):
             console.print(Text(line))
 
     def write(self, folder: Path) -> None:
@@ -169,7 +181,7 @@ def verdicts(
                 search_results[rung],
             )
         )
-    return Verdicts(report.baseline, rows)
+    return Verdicts(report.baseline, rows, any(t.better == "lower" for m in report.methods for t in m.tasks))
 
 
 def _number(results: Mapping[str, Any], name: str) -> float:
