@@ -121,8 +121,8 @@ def section(cls: type, configs: Sequence[str], by_name: dict[str, list[Figure]])
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     else:
         parts.append(
-            "No full training of it is reported here; [results](results.md) and [evaluation](evaluation.md) may say "
-            "what it costs, and [multi-task results](multi_task_results.md) what ladders reached."
+            "No training of its configurations is reported here. [Results](results.md) has the speed of methods, "
+            "[multi-task results](multi_task_results.md) and [evaluation](evaluation.md) have comparisons."
         )
     return "\n\n".join(parts)
 

@@ -2,7 +2,7 @@
 
     python scripts/show_csv.py runs/ladder/report/verdicts.csv --columns rung test_score delta verdict
 
-Numbers have at most four decimals, and one from 10 on.
+Numbers below 10 have at most four decimals, others one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from reproducing.page import table
 
 
 def rounded(cell: str) -> str:
-    """A cell with at most four decimals, or one if it is a number from 10 on."""
+    """A number below 10 with at most four decimals, others with one; other cells as they are."""
     if "." not in cell:
         return cell
     try:

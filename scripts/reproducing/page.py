@@ -131,7 +131,9 @@ def _protocol(outcome: Outcome) -> str:
 
 
 def _deviations(outcome: Outcome) -> str:
-    return "; ".join(filter(None, (outcome.row.deviations, outcome.row.shortened)))
+    name = "--trainer.precision="
+    precision = "".join(f"{o.removeprefix(name)} precision" for o in outcome.row.options if o.startswith(name))
+    return "; ".join(filter(None, (precision, outcome.row.deviations, outcome.row.shortened)))
 
 
 def _hours(outcome: Outcome) -> float:
