@@ -20,6 +20,7 @@ import io
 import itertools
 import logging
 import math
+import sys
 import tempfile
 import time
 import warnings
@@ -103,7 +104,7 @@ def train(options: argparse.Namespace, seed: int, run: str, groups: Sequence[Seq
     columns = ("task", "train_examples", "test", "test_loss")
     rows = [(seed, run, group_of[r["task"]], *(r[column] for column in columns), processor.seconds) for r in results]
     append(options.out / "runs.csv", RUN_COLUMNS, rows)
-    print(f"seed {seed}, {run}: {processor.seconds:.1f} s of the processor", flush=True)
+    print(f"seed {seed}, {run}: {processor.seconds:.1f} s of the processor", file=sys.stderr, flush=True)
 
 
 def read(file: Path) -> list[dict[str, str]]:
