@@ -74,7 +74,7 @@ ELSEWHERE = {
     "sphinx-build -W docs build/docs": "test_docs.py builds the pages",
     "python scripts/build_learn2learn.py": "downloads learn2learn",
     "python scripts/benchmark_sklearn.py": "minutes; test_benchmark_sklearn.py runs its parts",
-    "python scripts/group_glyphs.py": "minutes; test_group_glyphs.py runs it, more briefly",
+    "python scripts/group_glyphs.py --steps 3000": "minutes; test_group_glyphs.py runs it, more briefly",
     "python scripts/make_tables.py": "rewrites the README; test_docs.py compares what it would write",
     **{
         f"python scripts/reproduce.py --table {options}": "test_reproduce.py runs a row, and compares the page"
