@@ -79,10 +79,10 @@ def scale_of(metric: str) -> float:
     return 100.0 if metric == "accuracy" else 1.0
 
 
-def draw_chance(axes: Axes, metric: str, chance: float | None) -> None:
+def draw_chance(axes: Axes, metric: str, chance: float | None, label: str = "chance") -> None:
     """Draw a line at the accuracy of guessing, in [0, 1], if the metric is the accuracy and there is a chance level."""
     if metric == "accuracy" and chance is not None:
-        axes.axhline(100 * chance, color="0.5", ls=":", lw=1, label=f"chance, {100 * chance:.3g} %")
+        axes.axhline(100 * chance, color="0.5", ls=":", lw=1, label=f"{label}, {100 * chance:.3g} %")
 
 
 def named_rows(tasks: int) -> np.ndarray:

@@ -127,8 +127,10 @@ def _training(columns: dict[str, np.ndarray], metric: str, about: About, what: s
                 axes.fill_between(step, low, high, color="k", alpha=0.15, lw=0, label=shade)
     if not axes.lines:
         return None
-    draw_chance(axes, metric, about.chance)
-    axes.set(xlabel="training step", ylabel=label_of(metric), title=about.title(what))
+    # Training tasks may have other ways and shots, or all training classes, and therefore another chance level.
+    draw_chance(axes, metric, about.chance, "chance in validation")
+    tested = about._replace(conditions=about.conditions and f"tested {about.conditions}")
+    axes.set(xlabel="training step", ylabel=label_of(metric), title=tested.title(what))
     if metric == "mse" and any((line.get_ydata() > 0).any() for line in axes.lines):  # type: ignore[operator,union-attr]
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
@@ -291,7 +293,8 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
         finished = (run / "results.json").is_file()
         about = About.of(read_results(run)) if finished else About()
         labels.append(f"{run}{f' ({about.method})' if about.method else ''}")
-        chances |= set() if about.chance is None else {about.chance}
+        if about.chance is not None and stage != "train":  # it is that of validation and test tasks
+            chances.add(about.chance)
         file = run / "metrics.csv"
         if not file.is_file():
             raise UserError(f"{run}: there is no metrics.csv; name a run directory, such as runs/protonet_glyphs/0")

@@ -43,7 +43,7 @@ class RunRecord(Callback):
     Args:
         options: The configuration as plain data.
         allow: Whether to accept changes that affect the meaning of the results.
-        began: Start of the process, by `time.monotonic`.
+        began: Start of the run, after the start of Python and the imports, by `time.monotonic`.
         say: Function that formats an argument name for messages.
 
     Attributes:
@@ -64,7 +64,7 @@ class RunRecord(Callback):
 
     @property
     def seconds(self) -> float:
-        """Training time in seconds: of this process, and of earlier ones up to their last checkpoint."""
+        """Time since the start of the run in seconds, with that of earlier processes up to their last checkpoint."""
         return self._seconds_before + time.monotonic() - self._began
 
     def state_dict(self) -> dict[str, Any]:

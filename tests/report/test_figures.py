@@ -75,12 +75,25 @@ def test_pictures_name_method_metric_chance_and_number_of_tasks(tmp_path: Path, 
     (tmp_path / "per_task.csv").write_text("task,score\n0,0.6\n1,0.8\n")
     write_figures(tmp_path)
     training, tasks = (figure.axes[0] for figure in drawn)
-    assert training.get_title() == "ProtoNet, 5-way 1-shot: training"
+    assert training.get_title() == "ProtoNet, tested 5-way 1-shot: training"
     assert tasks.get_title() == "ProtoNet, 5-way 1-shot: 2 test tasks"
     assert training.get_ylabel() == tasks.get_xlabel() == "accuracy, %"
     assert training.lines[0].get_ydata() == pytest.approx([60])
     assert [line.get_label() for line in tasks.lines] == ["mean 70.0 %", "chance 20 %"]
-    assert "chance, 20 %" in [line.get_label() for line in training.lines]
+    assert "chance in validation, 20 %" in [line.get_label() for line in training.lines]
+
+
+def test_curves_of_training_have_no_chance_level_of_test_tasks(tmp_path: Path, drawn: list[Figure]) -> None:
+    # Training tasks may have 20 ways, and `Baseline` is trained on all classes.
+    (tmp_path / "results.json").write_text(json.dumps({"model": "lightning_meta.ProtoNet", "test_chance": 0.2}))
+    (tmp_path / "metrics.csv").write_text("step,train/accuracy,val/accuracy\n4,0.1,\n9,0.15,0.5\n")
+    for stage in ("train", "val"):
+        compare_training([tmp_path], tmp_path / f"{stage}.png", f"{stage}/accuracy")
+    training, validation = (figure.axes[0].get_legend() for figure in drawn)
+    assert training is not None
+    assert [text.get_text() for text in training.get_texts()] == [f"{tmp_path} (ProtoNet)"]
+    assert validation is not None
+    assert [text.get_text() for text in validation.get_texts()] == [f"{tmp_path} (ProtoNet)", "chance, 20 %"]
 
 
 def test_curves_of_several_runs_name_the_number_of_tasks_in_the_mean(tmp_path: Path, drawn: list[Figure]) -> None:
