@@ -1,12 +1,17 @@
-"""Check before training that the Trainer will validate at least once."""
+"""Check before training that the Trainer will validate, and that it does so near the end."""
 
 from __future__ import annotations
 
+import logging
 import math
 
 from lightning.pytorch import Trainer
 
 from lightning_meta.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+UNSEEN = 0.05  # share of the training after the last validation from which on there is a warning
 
 
 def check_validates(trainer: Trainer, batches: int) -> None:
@@ -36,6 +41,39 @@ def check_validates(trainer: Trainer, batches: int) -> None:
             f"check_val_every_n_epoch: training ends after {last:.3g} epochs, so there is none after {epochs_between}; "
             "lower it, or train for longer"
         )
+    if math.isfinite(in_all) and batches:
+        _warn_of_end(trainer, int(in_all), batches)
+
+
+def _warn_of_end(trainer: Trainer, in_all: int, batches: int) -> None:
+    """Warn if training goes on after its last validation, which Lightning does not repeat at the end."""
+    last = last_validation(in_all, batches, trainer.val_check_interval, trainer.check_val_every_n_epoch)
+    selects = any(getattr(callback, "monitor", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if selects and last and in_all - last > UNSEEN * in_all:  # without any validation the last step is tested
+        _log.warning(
+            "training ends after %s batches, and its last validation is after %s: no later step can become the best "
+            "checkpoint. Train for whole epochs of %s batches, or validate more often by val_check_interval",
+            *(f"{number:,}" for number in (in_all, last, batches)),
+        )
+
+
+def last_validation(in_all: int, batches: int, every: int | float, epochs_between: int | None) -> int:
+    """Number of batches after which the last validation of a training takes place; 0 if there is none.
+
+    Args:
+        in_all: Number of batches of the training.
+        batches: Number of batches per epoch.
+        every: `val_check_interval`: a number of batches, or a share of an epoch.
+        epochs_between: `check_val_every_n_epoch`; None counts `every` over epochs.
+    """
+    if epochs_between is None:
+        return in_all // int(every) * int(every)
+    step = every if isinstance(every, int) else max(1, int(batches * every))
+    whole, rest = divmod(in_all, batches)
+    if rest >= step and (whole + 1) % epochs_between == 0:
+        return whole * batches + rest // step * step
+    validated = whole // epochs_between * epochs_between
+    return (validated - 1) * batches + batches // step * step if validated else 0
 
 
 def check_interval(trainer: Trainer, batches: float) -> None:
