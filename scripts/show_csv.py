@@ -8,12 +8,14 @@ Numbers below 10 have at most four decimals, others one.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from reproducing.page import table
+
+from lightning_meta.errors import UserError
+from lightning_meta.run.tables import read_table
 
 
 def rounded(cell: str) -> str:
@@ -35,17 +37,12 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--columns", nargs="+", help="columns in this order; by default all")
     options = parser.parse_args(args)
     try:
-        with options.file.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            names, rows = list(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        print(f"show_csv: error: {options.file}: {error}", file=sys.stderr)
+        names, rows = read_table(options.file, options.columns or ())
+    except UserError as error:
+        print(f"show_csv: error: {error}", file=sys.stderr)
         return 2
-    chosen = options.columns or names
-    if unknown := [name for name in chosen if name not in names]:
-        print(f"show_csv: error: {options.file} has no column {unknown[0]}; it has {', '.join(names)}", file=sys.stderr)
-        return 2
-    print(table(chosen, [[rounded(row[name] or "") for name in chosen] for row in rows]))
+    places = [names.index(name) for name in options.columns or names]
+    print(table([names[i] for i in places], [[rounded(row[i]) for i in places] for row in rows]))
     return 0
 
 

@@ -145,6 +145,12 @@ def test_mistakes_in_rows_are_named(tmp_path: Path) -> None:
     file.write_text("row: {priority: 1, about: x, page: README.md, commands: [], hours: 1.0}")
     with pytest.raises(UserError, match="at least one command"):
         read_measurements(file=file)
+    for text in ("row: [a, {b}", "row: 3", "- row", ""):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"^rows.yaml: \S"):
+            read_measurements(file=file)
+    with pytest.raises(UserError, match=r"^none.yaml: "):
+        read_measurements(file=tmp_path / "none.yaml")
     with pytest.raises(UserError, match="--only: the table measurements has no row 'x'"):
         read_measurements(["x"])
 

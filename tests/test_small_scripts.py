@@ -24,7 +24,7 @@ def test_columns_of_a_file_are_shown_in_the_order_asked_for(tmp_path: Path, caps
         "| hurt | long name.of many words | -12.3 |",
     ]
     assert show_csv.main([str(file), "--columns", "delte"]) == 2
-    assert "has no column delte; it has rung, delta, verdict" in capsys.readouterr().err
+    assert "has no column 'delte', only rung, delta, verdict" in capsys.readouterr().err
     assert show_csv.main([str(tmp_path / "none.csv")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -33,10 +33,6 @@ def test_no_published_figure_beats_the_best_possible_one() -> None:
     likelihood, error = best_possible.gaussian_process()
     with (ROOT / "docs" / "reproduction" / "few_shot_seeds.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["row"].endswith("gaussian_process")]
-    reached = {
-        best: [float(row["value"]) for row in rows if name in row["figure"]]
-        for name, best in (("negative log likelihood", likelihood), ("MSE", error))
-    }
-    assert len(reached) == 2
-    for best, values in reached.items():
-        assert best < min(values) < best + 0.3
+    for name, best in (("negative log likelihood", likelihood), ("MSE", error)):
+        reached = min(float(row["value"]) for row in rows if name in row["figure"])
+        assert best < reached < best + 0.3

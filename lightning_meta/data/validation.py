@@ -24,13 +24,14 @@ def check_validates(trainer: Trainer, batches: int) -> None:
     Raises:
         UserError: There would be no validation.
     """
-    if not trainer.limit_val_batches or trainer.overfit_batches or getattr(trainer, "fast_dev_run", False):  # type: ignore[attr-defined]
+    every = _interval(trainer)
+    if every is None or trainer.overfit_batches or getattr(trainer, "fast_dev_run", False):  # type: ignore[attr-defined]
         return
     limit: int | float = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     steps = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps >= 0 else math.inf
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
-    every, epochs_between = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    epochs_between = trainer.check_val_every_n_epoch
     check_interval(trainer, batches)
     in_all = min(steps, epochs * batches)
     if isinstance(every, int) and epochs_between is None and every > in_all:
@@ -41,15 +42,22 @@ def check_validates(trainer: Trainer, batches: int) -> None:
             f"check_val_every_n_epoch: training ends after {last:.3g} epochs, so there is none after {epochs_between}; "
             "lower it, or train for longer"
         )
-    if math.isfinite(in_all) and batches:
-        _warn_of_end(trainer, int(in_all), batches)
-
-
-def _warn_of_end(trainer: Trainer, in_all: int, batches: int) -> None:
-    """Warn if training goes on after its last validation, which Lightning does not repeat at the end."""
-    last = last_validation(in_all, batches, trainer.val_check_interval, trainer.check_val_every_n_epoch)
+    # Lightning does not validate at the end of a training that ends within an epoch.
     selects = any(getattr(callback, "monitor", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    if selects and last and in_all - last > UNSEEN * in_all:  # without any validation the last step is tested
+    if selects and trainer.is_global_zero and math.isfinite(in_all) and batches:
+        _warn_of_end(int(in_all), batches, every, epochs_between)
+
+
+def _interval(trainer: Trainer) -> int | float | None:
+    """`val_check_interval` in batches, or as a share of an epoch; None without validation, or if it is a time."""
+    every: int | float | None = getattr(trainer, "val_check_interval", None)  # a time is stored elsewhere
+    return every if trainer.limit_val_batches else None
+
+
+def _warn_of_end(in_all: int, batches: int, every: int | float, epochs_between: int | None) -> None:
+    """Warn if training goes on for long after its last validation; the arguments are those of `last_validation`."""
+    last = last_validation(in_all, batches, every, epochs_between)
+    if last and in_all - last > UNSEEN * in_all:  # without any validation the last step is tested
         _log.warning(
             "training ends after %s batches, and its last validation is after %s: no later step can become the best "
             "checkpoint. Train for whole epochs of %s batches, or validate more often by val_check_interval",
@@ -86,7 +94,7 @@ def check_interval(trainer: Trainer, batches: float) -> None:
     Raises:
         UserError: No validation would be within an epoch.
     """
-    every = trainer.val_check_interval
+    every = _interval(trainer)
     if trainer.check_val_every_n_epoch is None:
         return
     if isinstance(every, int) and every > batches:

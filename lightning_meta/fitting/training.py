@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import Logger
@@ -204,8 +203,8 @@ class Training:
             error.args = (f"{error}; the last good checkpoint is {self.watch.last}",)
             raise
         except Exception as error:
-            if isinstance(error, ValueError | MisconfigurationException):
-                check_interval(trainer, trainer.num_training_batches)  # those of custom data modules are known only now
+            if trainer.train_dataloader is not None:  # the length of an epoch of custom data modules is known now
+                check_interval(trainer, trainer.num_training_batches)
             resumed = trainer.ckpt_path
             if resumed is None or (trainer.global_step > self.record.start and not is_of_schedule(error)):
                 raise

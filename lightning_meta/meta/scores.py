@@ -41,9 +41,8 @@ class TaskTable:
         mean, interval = mean_and_interval(self.scores[:, -1], step_of_score)
         values = {"loss": float(self.loss.mean()), metric: mean, f"{metric}_ci95": interval}
         if metric == "mse":  # a few diverging tasks dominate the mean; NaN counts as infinite
-            ordered = self.scores[:, -1].nan_to_num(nan=math.inf, posinf=math.inf).sort().values
-            n = len(ordered)  # of an even number of tasks, the mean of the middle two; `median` gives the smaller
-            values[f"{metric}_median"] = float(ordered[(n - 1) // 2 : n // 2 + 1].mean())
+            errors = self.scores[:, -1].nan_to_num(nan=math.inf, posinf=math.inf)
+            values[f"{metric}_median"] = float(np.median(errors.numpy()))  # torch's is the smaller of the middle two
         if self.scores.shape[1] > 1:
             for step, column in enumerate(self.scores.unbind(1)):
                 mean, interval = mean_and_interval(column, step_of_score)

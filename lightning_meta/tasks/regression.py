@@ -184,7 +184,7 @@ class Regression(Task):
         offsets, rest = first[0].tolist(), differences.mean(0).tolist()
         mean = tuple(y + round(m) if abs(y) >= 2**53 else y + m for y, m in zip(offsets, rest, strict=True))
         task = self.with_fitted(mean=mean, scale=tuple(scale.tolist()), metric=self.chosen)
-        middle = targets.sort(0).values[(len(targets) - 1) // 2 : len(targets) // 2 + 1]  # two rows for an even number
+        middle = targets.sort(0).values[(len(targets) - 1) // 2 : len(targets) // 2 + 1]  # two rows of an even number
         median = task.standardised(middle, torch.float64).mean(0)
         return self.with_fitted(
             mean=task.mean,

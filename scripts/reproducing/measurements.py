@@ -20,14 +20,13 @@ import torch
 
 from lightning_meta.data.files import data_folder
 from lightning_meta.errors import UserError
-from lightning_meta.reading import read_yaml
 from lightning_meta.run.files import replacing
 from lightning_meta.run.revision import git_revision
 from reproducing.claim import Claim
 from reproducing.page import table, versions_of
 from reproducing.planning import duration
 from reproducing.records import Measured, read_lines, write_lines
-from reproducing.rows import ROOT
+from reproducing.rows import ROOT, read_entries
 from reproducing.running import End, child, last_line
 from reproducing.storing import read_json, write_json
 
@@ -87,7 +86,7 @@ def read_measurements(only: Sequence[str] = (), file: Path | None = None) -> lis
         UserError: The file is not valid, or has no row of a name.
     """
     file = file or Path(__file__).with_name(f"{NAME}.yaml")
-    rows = [_measurement(f"{file.name}, {name}", name, content) for name, content in read_yaml(file).items()]
+    rows = [_measurement(f"{file.name}, {name}", name, content) for name, content in read_entries(file).items()]
     names = [row.name for row in rows]
     if unknown := [name for name in only if name not in names]:
         raise UserError(f"--only: the table {NAME} has no row {unknown[0]!r}; it has {', '.join(names)}")

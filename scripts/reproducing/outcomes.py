@@ -69,10 +69,8 @@ class Outcome:
             return "not judged (seeds differ in their data)"
         if len(self.records) < JUDGED_FROM:
             return f"not judged ({len(self.records)} of {JUDGED_FROM} seeds)"
-        commits = len({record.revision for record in self.records})
-        return verdict(self.mean, self.half_width, self.figure) + (
-            f" (seeds of {commits} commits)" if commits > 1 else ""
-        )
+        judged, commits = verdict(self.mean, self.half_width, self.figure), {r.revision for r in self.records}
+        return judged if len(commits) == 1 else f"{judged} (seeds of {len(commits)} commits)"
 
 
 def verdict(mean: float, half_width: float, figure: Figure) -> str:

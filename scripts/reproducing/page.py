@@ -126,11 +126,12 @@ def _published(outcome: Outcome) -> str:
 def _protocol(outcome: Outcome) -> str:
     figure = outcome.figure
     source = f"; published in {figure.source}" if figure.source else ""
-    deviations = f". Deviations: {_deviations(outcome)}" if _deviations(outcome) else ""
-    return f"{figure.protocol}{source}{deviations}"
+    deviations = _deviations(outcome)
+    return f"{figure.protocol}{source}{f'. Deviations: {deviations}' if deviations else ''}"
 
 
 def _deviations(outcome: Outcome) -> str:
+    """What differs from the publication: the precision if an option sets it, and what the row says."""
     name = "--trainer.precision="
     precision = "".join(f"{o.removeprefix(name)} precision" for o in outcome.row.options if o.startswith(name))
     return "; ".join(filter(None, (precision, outcome.row.deviations, outcome.row.shortened)))
@@ -145,7 +146,7 @@ def _machine(record: Record) -> str:
     return record.machine
 
 
-def versions_of(record: Record | Measured) -> str:
+def versions_of(record: Measured) -> str:
     """The versions and the commit of a result."""
     revision = f" at {record.revision[:7]}" if record.revision else ""
     return f"lightning_meta {record.lightning_meta}{revision}, torch {record.torch}, Python {record.python}"

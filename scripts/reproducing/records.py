@@ -19,33 +19,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Record:
-    """A figure of one seed.
+class Measured:
+    """A finished measurement.
 
     Attributes:
         row: Name of the row.
         version: Version of the row.
-        figure: Name of the figure.
-        seed: The seed.
-        value: Measured value in the unit of the figure; "" if it is not finite.
-        over_tasks: Half-width of the 95 % interval over random test tasks; "" for named tasks.
-        tasks: Number of test tasks.
-        hours: Duration of the run in hours, without further tests.
+        hours: Duration in hours: of a training without further tests, or of all commands.
         machine: Description of the machine.
         python: Version of Python.
         torch: Version of torch.
         lightning_meta: Version of this package.
         revision: Commit of the working tree.
-        data: Hash of the examples; "" for generated tasks.
+        data: Hash of the examples or of the needed files; "" for generated tasks.
     """
 
     row: str
     version: str
-    figure: str
-    seed: str
-    value: str
-    over_tasks: str
-    tasks: str
     hours: str
     machine: str
     python: str
@@ -56,21 +46,22 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A finished measurement by other commands.
+class Record(Measured):
+    """A figure of one seed.
 
-    The attributes are as in `Record`, but `hours` is the time of all commands, and `data` the hash of the needed files.
+    Attributes:
+        figure: Name of the figure.
+        seed: The seed.
+        value: Measured value in the unit of the figure; "" if it is not finite.
+        over_tasks: Half-width of the 95 % interval over random test tasks; "" for named tasks.
+        tasks: Number of test tasks.
     """
 
-    row: str
-    version: str
-    hours: str
-    machine: str
-    python: str
-    torch: str
-    lightning_meta: str
-    revision: str
-    data: str
+    figure: str
+    seed: str
+    value: str
+    over_tasks: str
+    tasks: str
 
 
 Line = TypeVar("Line", bound="DataclassInstance")

@@ -10,8 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from lightning_meta.data.files import data_folder
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, reason_of
 from lightning_meta.reading import read_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -141,12 +143,26 @@ def read_rows(table: str, only: Sequence[str] = (), file: Path | None = None) ->
         UserError: The file is not valid, or has no row of a name.
     """
     file = file or Path(__file__).with_name(f"{table}.yaml")
-    content = read_yaml(file)
-    rows = [_row(f"{file.name}, {name}", table, name, row) for name, row in content.items()]
+    rows = [_row(f"{file.name}, {name}", table, name, row) for name, row in read_entries(file).items()]
     names = [row.name for row in rows]
     if unknown := [name for name in only if name not in names]:
         raise UserError(f"--only: the table {table} has no row {unknown[0]!r}; it has {', '.join(names)}")
     return sorted((row for row in rows if not only or row.name in only), key=lambda row: row.priority)
+
+
+def read_entries(file: Path) -> dict[str, dict[str, Any]]:
+    """Read the entries of a file of rows by name.
+
+    Raises:
+        UserError: The file cannot be read, is no YAML, or has no entries with keys.
+    """
+    try:
+        content = read_yaml(file)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file.name}: {reason_of(error)}") from error
+    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
+        raise UserError(f"{file.name}: expected the name of a row, and below it its keys")
+    return content
 
 
 def _row(where: str, table: str, name: str, content: Mapping[str, Any]) -> Row:

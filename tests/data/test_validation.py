@@ -55,6 +55,18 @@ def test_the_last_validation_is_where_lightning_has_it(steps: int, every: float,
     assert last_validation(steps, BATCHES, every, epochs) == counted.last
 
 
+def waves() -> lm.EpisodicDataModule:
+    return lm.EpisodicDataModule(
+        lm.sources.Sinusoid(), shots=2, queries=2, meta_batch_size=2, meta_batches_per_epoch=10, val_tasks=2
+    )
+
+
+def test_validations_by_time_are_left_to_lightning() -> None:
+    trainer = lightning.Trainer(max_steps=14, accelerator="cpu", val_check_interval="00:00:00:01", **QUIET)  # type: ignore[arg-type]
+    trainer.fit(lm.MAML(lm.nn.MLP(1, (4,)), inner_lr=0.01), datamodule=waves())
+    assert trainer.global_step == 14
+
+
 @pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
 @pytest.mark.parametrize(
     ("steps", "options", "after"),
@@ -70,15 +82,12 @@ def test_the_last_validation_is_where_lightning_has_it(steps: int, every: float,
 def test_a_training_that_goes_on_after_its_last_validation_is_warned_of(
     steps: int, options: dict[str, object], after: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = lm.EpisodicDataModule(
-        lm.sources.Sinusoid(), shots=2, queries=2, meta_batch_size=2, meta_batches_per_epoch=10, val_tasks=2
-    )
     options = dict(options)
     callback = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, monitor=options.pop("monitor", "val/mse"))  # type: ignore[arg-type]
     quiet = {**QUIET, "enable_checkpointing": True}
     trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", callbacks=[callback], **quiet, **options)  # type: ignore[arg-type]
     with caplog.at_level(logging.WARNING, "lightning_meta"):
-        trainer.fit(lm.MAML(lm.nn.MLP(1, (4,)), inner_lr=0.01), datamodule=data)
+        trainer.fit(lm.MAML(lm.nn.MLP(1, (4,)), inner_lr=0.01), datamodule=waves())
     said = [record.getMessage() for record in caplog.records if "its last validation" in record.getMessage()]
     assert len(said) == (after is not None)
     if after is not None:

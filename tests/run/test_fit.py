@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import lightning_meta as lm
 from lightning_meta.cli import main
 from lightning_meta.fitting.quiet import LOGGERS
-from lightning_meta.run import read_checkpoint
+from lightning_meta.run import RunCheckpoint, read_checkpoint
 from lightning_meta.tasks import EpisodeSpec
 from lightning_meta.testing import toys
 from tests.meta.test_units import pumps
@@ -718,8 +718,24 @@ def test_an_interval_longer_than_an_epoch_of_data_of_ones_own_is_refused_in_one_
         lm.fit(toy(), ToyData(4), max_steps=8, val_check_interval=5, **OPTIONS)
     with pytest.raises(lm.UserError, match=r"^val_check_interval: the length of an epoch is not known, so 0.5 of it"):
         lm.fit(toy(), Endless(), max_steps=8, val_check_interval=0.5, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"val_check_interval": 0.5}, {"val_check_interval": 5, "limit_val_batches": 0}]
+)
+def test_other_errors_are_not_taken_for_an_interval_that_is_too_long(options: dict[str, Any]) -> None:
+    given = {**OPTIONS, "max_steps": 8, "checkpoint": RunCheckpoint(monitor=None), **options}
     with pytest.raises(ValueError, match="of the module's own"):
-        lm.fit(Wrong(nn.Linear(5, 5)), ToyData(4), max_steps=8, **OPTIONS)
+        lm.fit(Wrong(nn.Linear(5, 5)), ToyData(4), **given)
+    with pytest.raises(lm.UserError, match="50 classes are asked for"):
+        lm.fit(toy(), ToyData(broken=True), **given)
+    with pytest.raises(ValueError, match="the file is missing"):
+        lm.fit(toy(), Missing(4), **given)
+
+
+class Missing(ToyData):
+    def setup(self, stage: str) -> None:
+        raise ValueError("the file is missing")
 
 
 class Endless(ToyData):

@@ -6,24 +6,15 @@ from functools import partial
 from pathlib import Path
 
 import lightning
-import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
+from best_possible import best_auroc
 from torch import Tensor
 
 import lightning_meta as lm
 from lightning_meta.errors import UserError
 from lightning_meta.nn import MLP
 from lightning_meta.testing import RareTasks
-
-
-def best_auroc(source: RareTasks) -> float:
-    """The mean AUROC over tasks of the true probabilities, on the test rows."""
-    test = source.sets()["test"]
-    assert isinstance(test.inputs, Tensor)
-    true = source.probabilities(test.inputs)
-    return float(np.mean([roc_auc_score(y.numpy(), true[n][test.rows[n]].numpy()) for n, y in test.targets.items()]))
 
 
 def test_labels_are_as_rare_and_as_often_there_as_is_said() -> None:

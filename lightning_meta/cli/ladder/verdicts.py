@@ -181,7 +181,7 @@ def verdicts(
                 search_results[rung],
             )
         )
-    return Verdicts(report.baseline, rows, any(t.better == "lower" for m in report.methods for t in m.tasks))
+    return Verdicts(report.baseline, rows, any(method.has_errors for method in report.methods))
 
 
 def _number(results: Mapping[str, Any], name: str) -> float:

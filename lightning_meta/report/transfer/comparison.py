@@ -336,7 +336,7 @@ def what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) -> 
             f"Tasks have different metrics ({', '.join(sorted(metrics))}): the mean Δ and the statements are in "
             "comparable units, errors over that of a constant prediction, and there is no mean gap."
         )
-    elif any(t.better == "lower" for m in transfers for t in m.tasks):
+    elif any(method.has_errors for method in transfers):
         lines.append(
             "The mean Δ and the statements are in units of the error of a constant prediction, since targets may have "
             "different units."

@@ -330,6 +330,11 @@ class MethodTransfer:
     mean_gap: float
     dominating: tuple[str, ...]
 
+    @property
+    def has_errors(self) -> bool:
+        """Whether a task is compared by an error, of which lower is better."""
+        return any(task.better == "lower" for task in self.tasks)
+
 
 class Selected(NamedTuple):
     """Mean metric of a method under both ways to select an epoch, over the tasks that have both.

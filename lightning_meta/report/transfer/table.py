@@ -50,9 +50,8 @@ def print_report(report: TransferReport, console: Console | None = None, rest: P
         _print_tasks(console, method, report, rest, narrow=console.width < NARROW)
     console.print(_methods(report))
     metric = _common_metric(report.methods[0])
+    relative = " (errors over that of a constant prediction)" if report.methods[0].has_errors else ""
     for name, (own, joint, count) in report.selection.items():
-        errors = any(task.better == "lower" for task in report.methods[0].tasks)
-        relative = " (errors over that of a constant prediction)" if errors else ""
         of = "" if count == len(report.methods[0].tasks) else f" over the {count} tasks that have both"
         console.print(
             Text(
