@@ -55,6 +55,9 @@ class RemembersArguments:
         options = options_of(cls)
         for name in sorted(fixed_options(cls) & extra.keys()):
             raise UserError(f"{name}: {cls.__name__} sets it itself; leave it out")
+        any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in options.values())
+        if unknown := [name for name in extra if name not in options and not any_name]:
+            raise unknown_option(cls, unknown[0])
         init_args = {**named, **extra}
         for name, value in init_args.items():
             if name in options and value is not options[name].default:
@@ -212,17 +215,18 @@ def options_of(cls: type) -> dict[str, inspect.Parameter]:
     """Return the parameters of a constructor, and of the base constructors that it passes `**options` on to, by name.
 
     Only constructors of this package are followed, because they pass on all options except their `fixed_options`; a
-    user's constructor may set any option itself.
+    user's constructor may set any option itself, and so its `**options` are one of the parameters.
     """
     named: dict[str, inspect.Parameter] = {}
     for parent in cls.__mro__:
         if "__init__" not in vars(parent):
             continue
         parameters = inspect.signature(vars(parent)["__init__"]).parameters.values()
-        fixed = fixed_options(cls, below=parent)
-        named = {p.name: p for p in parameters if p.name not in {"self", *fixed}} | named
         ours = parent.__module__.startswith(f"{lightning_meta.__name__}.")
-        if not ours or all(p.kind is not p.VAR_KEYWORD for p in parameters):
+        passed_on = [p.name for p in parameters if ours and p.kind is p.VAR_KEYWORD]
+        left_out = {"self", *passed_on, *fixed_options(cls, below=parent)}
+        named = {p.name: p for p in parameters if p.name not in left_out} | named
+        if not passed_on:
             break
     return named
 

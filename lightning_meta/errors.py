@@ -2,7 +2,9 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import get_args
+from inspect import unwrap
+from types import FrameType
+from typing import Any, get_args
 
 LONGEST = 2000  # characters of a line
 
@@ -38,6 +40,44 @@ def reason_of(error: BaseException, longest: int | None = None) -> str:
         longest: Number of characters after which the line is cut; None for all of it.
     """
     return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
+def raised_in(error: BaseException, *functions: Any) -> bool:
+    """Whether one of some functions, written in Python, raised an error itself or by a call of compiled code.
+
+    >>> def fail():
+    ...     raise ValueError
+    >>> try:
+    ...     fail()
+    ... except ValueError as error:
+    ...     raised_in(error, fail), raised_in(error, reason_of)
+    (True, False)
+
+    Args:
+        error: The error.
+        *functions: The functions or methods.
+    """
+    frame = _innermost(error)
+    return frame is not None and any(frame.f_code is unwrap(function).__code__ for function in functions)
+
+
+def raised_in_package(error: BaseException, package: str) -> bool:
+    """Whether code of a package or module raised an error, itself or by a call of compiled code.
+
+    Args:
+        error: The error.
+        package: Its name, such as `torch.distributed`.
+    """
+    frame = _innermost(error)
+    return frame is not None and f"{frame.f_globals.get('__name__')}.".startswith(f"{package}.")
+
+
+def _innermost(error: BaseException) -> FrameType | None:
+    """The frame of Python code that raised an error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return None if trace is None else trace.tb_frame
 
 
 def one_of(name: str, value: str, choices: object) -> None:

@@ -21,7 +21,7 @@ from lightning_meta.import_paths import TRUSTED, Allow, UntrustedClassError, lie
 from lightning_meta.migration import fits_dtype, layout_of, renamed_weights, take_precision, with_losses
 from lightning_meta.reading import check_regular
 from lightning_meta.rehearsal import rehearsal
-from lightning_meta.resuming import ANEW, first_weights_of
+from lightning_meta.resuming import first_weights_of
 from lightning_meta.run.checkpoint_io import read_checkpoint
 from lightning_meta.run.record import KEY as RECORD
 from lightning_meta.specifications import class_paths, unknown_parts
@@ -195,13 +195,3 @@ def check_tensors(module: nn.Module, weights: Any, source: str) -> None:
 def _looks_at_no_values(spec: Any) -> bool:
     """Whether a specification names only classes of this package and torch, and no code of the user."""
     return all(lies_in(path, TRUSTED) for path in class_paths(spec))
-
-
-def weights_error(error: Exception, file: str | PathLike[str] | None) -> UserError | None:
-    """Condense PyTorch's error about weights that do not match to one line; None for other errors."""
-    headline, *differences = str(error).splitlines() or [""]
-    if headline.startswith("loaded state dict"):  # an optimiser's
-        return UserError(f"{file} does not fit the configured optimizer: {headline}{ANEW}")
-    if not headline.startswith("Error(s) in loading state_dict"):
-        return None
-    return UserError(f"{file} does not fit the configured model: {differences[0].strip()}{ANEW}")

@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from math import isfinite
 from typing import Any, ClassVar, Literal, Self
@@ -24,7 +24,7 @@ from lightning_meta.arrays import plain_numbers
 from lightning_meta.backbone_rate import check_schedule, groups_of, keep_in_search, scale_rates
 from lightning_meta.building import is_rebuilt
 from lightning_meta.checks import factory, instance, positive
-from lightning_meta.describing import Described, describe, options_of, refuse_unknown, unknown_option
+from lightning_meta.describing import Described, describe, options_of, refuse_unknown
 from lightning_meta.errors import NonFiniteLossError, UserError, one_of
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.generators import cpu_states, just_seeded, set_cpu_states
@@ -67,11 +67,7 @@ class _BuiltWhenConstructed(ABCMeta):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         check_overrides(cls)
-        try:
-            module = super().__call__(*args, **kwargs)
-        except TypeError as error:
-            _refuse_unknown_option(cls, kwargs, error)
-            raise
+        module = super().__call__(*args, **kwargs)
         if not hasattr(module, "_modules"):
             raise UserError(f"{cls.__name__}: its constructor must call super().__init__()")
         if module.backbone_weights is not None:
@@ -79,15 +75,6 @@ class _BuiltWhenConstructed(ABCMeta):
         if module.ready_to_build:
             module.configure_model()
         return module
-
-
-def _refuse_unknown_option(cls: type, kwargs: Mapping[str, Any], error: TypeError) -> None:
-    """Rewrite the error for an unknown option: Python's names the base class instead of the class that was called."""
-    options = options_of(cls)
-    name = next((name for name in kwargs if name not in options and repr(name) in str(error)), None)
-    if name is None:
-        return
-    raise unknown_option(cls, name) from error
 
 
 class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed):

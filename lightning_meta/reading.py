@@ -166,17 +166,17 @@ def compose_yaml(text: str) -> yaml.Node | None:
 
 def _refuse_deep(text: str) -> None:
     """Refuse deep nesting by counting parser events, since PyYAML builds nodes recursively."""
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:
-                raise TooLargeError(f"it is more than {DEEPEST} levels deep")
-    except yaml.MarkedYAMLError as error:
-        if "nesting" in str(error.problem):  # raised by the parser at 1000 levels
-            raise TooLargeError(f"it is more than {DEEPEST} levels deep") from error
-    except yaml.reader.ReaderError:  # like other syntax errors, raised again when the values are constructed
-        pass
+    # The parser in C is fast, but looks far ahead, and fails before deep nesting is counted; the other one does not.
+    for loader in (getattr(yaml, "CSafeLoader", yaml.SafeLoader), yaml.SafeLoader):
+        depth = 0
+        try:
+            for event in yaml.parse(text, Loader=loader):
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                if depth > DEEPEST:
+                    raise TooLargeError(f"it is more than {DEEPEST} levels deep")
+            return
+        except yaml.YAMLError:  # a syntax error, which is raised again when the values are constructed
+            continue
 
 
 def _count(node: yaml.Node | None) -> None:

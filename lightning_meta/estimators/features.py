@@ -8,7 +8,7 @@ import numpy as np
 
 from lightning_meta.errors import UserError
 from lightning_meta.estimators.needed import validate_data
-from lightning_meta.estimators.wording import about, holds_text, refuse_dates, refuse_no_array
+from lightning_meta.estimators.wording import about, holds_text, refuse_dates, refuse_no_array, refuse_no_table
 
 
 def read_features(estimator: Any, X: Any, **options: Any) -> Any:
@@ -25,8 +25,11 @@ def read_features(estimator: Any, X: Any, **options: Any) -> Any:
     """
     refuse_no_array(X=X)
     refuse_dates("X", X)
+    refuse_no_table("X", X)
+    fitted = None if options.get("reset", True) else getattr(estimator, "feature_names_in_", None)
+    other_columns = fitted is not None and list(getattr(X, "columns", fitted)) != list(fitted)
     try:
-        with about("X"):
+        with about("X", X, other_columns):
             return validate_data(estimator, X, dtype=np.float64, **options)
     except UserError as error:
         if not holds_text(X):

@@ -20,7 +20,7 @@ def numbers_of(y: Any) -> NDArray[np.float64]:
     refuse_no_array(y=y)
     refuse_dates("y", y)
     try:
-        with about("y"):
+        with about("y", y):
             numbers: NDArray[np.float64] = check_array(y, **options)
     except UserError as error:
         if not holds_text(y):
@@ -38,7 +38,7 @@ def labels_of(y: Any) -> NDArray[Any]:
     kinds = {str(dtype).replace("boolean", "bool") for dtype in y.dtypes} if _is_frame(y) else set()
     if len(kinds) > 1 and "bool" in kinds:  # their common type is a number
         y = y.astype(object)
-    with about("y"):
+    with about("y", y):
         try:
             labels: NDArray[Any] = check_array(y, **options)
         except (TypeError, ValueError):
@@ -101,7 +101,7 @@ def one_column(y: Any) -> NDArray[Any]:
         UserError: They are of different kinds, or some are missing.
     """
     refuse_no_array(y=y)
-    with about("y"):
+    with about("y", y):
         column = column_or_1d(np.array(y, dtype=object) if isinstance(y, list | tuple) else y, warn=True)
     if not (there := labelled_rows(column)).all():
         row = int(np.argmin(there))

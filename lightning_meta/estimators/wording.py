@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from numbers import Number
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, some_of
 
 FILL = "fill in missing values first, such as by sklearn.impute.SimpleImputer in a Pipeline"
 DENSE = "in a Pipeline, set sparse_output=False of the OneHotEncoder, or sparse_threshold=0 of the ColumnTransformer"
@@ -49,6 +50,27 @@ def refuse_dates(name: str, values: Any) -> None:
             raise UserError(f"{name}: {where} holds dates; give numbers, such as days since the first date")
 
 
+def refuse_no_table(name: str, values: Any) -> None:
+    """Refuse numbers that are no rows and columns, and columns of the same name.
+
+    Args:
+        name: Name of the argument.
+        values: An array, a list or a DataFrame.
+
+    Raises:
+        UserError: The values have one dimension, or several columns have one name.
+    """
+    counts = Counter(getattr(values, "columns", ()))
+    if repeated := [f"{column!r} {count} times" for column, count in counts.items() if count > 1]:
+        raise UserError(f"{name}: the names of columns must be unique, got {some_of(repeated)}")
+    items = values.tolist() if getattr(values, "ndim", None) == 1 and hasattr(values, "tolist") else values
+    if isinstance(items, list | tuple) and items and all(isinstance(item, Number) for item in items):
+        raise UserError(
+            f"{name}: rows and columns are needed, got {len(items)} numbers. Reshape your data: "
+            f"{name}.reshape(1, -1) is one row, {name}.reshape(-1, 1) is one column"
+        )
+
+
 def holds_text(values: Any) -> bool:
     """Whether a value of an array, a list or a DataFrame is text."""
     if getattr(getattr(values, "dtype", None), "kind", "O") in "biufc":  # an array of numbers, which may be large
@@ -61,14 +83,16 @@ def holds_text(values: Any) -> bool:
 
 
 @contextmanager
-def about(name: str) -> Iterator[None]:
-    """Reword the errors of scikit-learn and NumPy about an array.
+def about(name: str, values: Any, other_columns: bool = False) -> Iterator[None]:
+    """Put an error of scikit-learn or NumPy about an array in one line, with what to do about these values.
 
-    A `TypeError` stays one, which scikit-learn's own tests of estimators require. The message about feature names stays
-    a list of several lines, for the same reason.
+    A `TypeError` stays one, and an error about columns of other names than those of `fit`, a list of several lines,
+    stays as it is: scikit-learn's own tests of estimators require both.
 
     Args:
         name: Name of the argument.
+        values: The array.
+        other_columns: Whether its columns have other names than those of `fit`.
 
     Raises:
         UserError: A value is wrong.
@@ -77,18 +101,20 @@ def about(name: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        lines = str(error).splitlines()
-        if isinstance(error, UserError) or lines[0].startswith(("The feature names", f"{name} has ")):
+        if isinstance(error, UserError) or other_columns:
             raise
-        line = lines[0].removeprefix(f"Input {name} ").rstrip(".")
-        if lines[-1].startswith("Reshape"):  # the lines between are the array
-            line = f"{line.rstrip(':')}. {lines[-1]}"
-        elif lines[0].endswith(":") and lines[1:]:  # a list, one line each, as of duplicate column names
-            line = f"{line} {', '.join(each.strip(' -') for each in lines[1:] if each.strip())}"
-        elif line.startswith("Sparse data was passed for X"):
-            line = f"{line}; {DENSE}"
-        elif line.endswith("contains NaN"):
-            line = f"{line}; {FILL}"
-        elif line.startswith(("float()", "setting an array element", "The DType")):
-            line = f"rows of the same length with a number in each place are needed; {line}"
-        raise (TypeError if isinstance(error, TypeError) else UserError)(f"{name}: {line}") from error
+        line = f"{name}: {_with_advice(str(error).splitlines()[0].rstrip('.'), values)}"
+        raise (TypeError if isinstance(error, TypeError) else UserError)(line) from error
+
+
+def _with_advice(line: str, values: Any) -> str:
+    if hasattr(values, "toarray"):  # a sparse array of scipy
+        return f"{line}; {DENSE}"
+    try:
+        array = np.asarray(values)
+        if holds_text(values) or np.iscomplexobj(array):
+            return line
+        numbers = array.astype(np.float64)
+    except (TypeError, ValueError):
+        return f"rows of the same length with a number in each place are needed; {line}"
+    return f"{line}; {FILL}" if np.isnan(numbers).any() else line

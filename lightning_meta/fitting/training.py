@@ -26,7 +26,6 @@ from lightning_meta.fitting.progress_bar import progress_bar
 from lightning_meta.fitting.run_checks import PartsCheck, check_parts, check_stages
 from lightning_meta.fitting.seeding import note_use_of_seed
 from lightning_meta.fitting.summary import print_summary, without_mean, write_outcome
-from lightning_meta.loading import weights_error
 from lightning_meta.multitask.selection import with_best_steps
 from lightning_meta.nn.frozen import FeatureExtractor
 from lightning_meta.resuming import check_class
@@ -208,7 +207,7 @@ class Training:
             resumed = trainer.ckpt_path
             if resumed is None or (trainer.global_step > self.record.start and not is_of_schedule(error)):
                 raise
-            if better := weights_error(error, resumed) or restoring_error(error, resumed):
+            if better := restoring_error(error, resumed):
                 raise better from error
             raise
 

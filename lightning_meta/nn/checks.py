@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, raised_in, raised_in_package
 from lightning_meta.functional.exact import ExactDerivatives
 
 CANNOT_BE_MAPPED = (RuntimeError,)
@@ -131,26 +131,50 @@ def _label(path: str, module: nn.Module) -> str:
     return f"{path or 'the network'} ({type(module).__name__})"
 
 
-# Fixes for errors of torch within an inner loop, by a part of the message.
-_REMEDIES = {
-    "saved tensor hooks": "torch.utils.checkpoint does not work in an inner loop; leave it out and set recompute=True",
-    "setup_context": "it calls a torch.autograd.Function without setup_context (reentrant torch.utils.checkpoint and "
-    "torch.distributions.Beta are such); write it with setup_context, or from torch's operations",
-    "data pointer|access storage": "its forward reads tensors as NumPy arrays or copies them; use torch's operations",
-    "derivative for .* is not implemented": "torch has no second derivative of one of its functions; replace that, or "
-    "set first_order=True",
-    "mutate a captured|leaf Variable": "its forward changes a parameter in place; compute a new tensor instead",
-}
+class _Calls(TorchFunctionMode):
+    """Notes which function of torch failed."""
 
-
-class _RequiresGrad(TorchFunctionMode):
-    """Notes whether `Tensor.requires_grad_` is called, which torch does not allow within `torch.func`."""
-
-    called = False
+    failed: Any = None
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.called |= function is Tensor.requires_grad_
-        return function(*args, **(kwargs or {}))
+        try:
+            return function(*args, **(kwargs or {}))
+        except RuntimeError:
+            self.failed = function
+            raise
+
+    @property
+    def changed_in_place(self) -> bool:
+        """Whether the function that failed changes its first argument."""
+        name = getattr(self.failed, "__name__", "")
+        return name in _CHANGE_ITEMS or (name.endswith("_") and not name.startswith("__"))
+
+
+_CHANGE_ITEMS = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__imatmul__"}
+_READ_MEMORY = (Tensor.numpy, Tensor.__array__, Tensor.__deepcopy__, Tensor.data_ptr, Tensor.untyped_storage)
+
+
+def _remedy(error: RuntimeError, calls: _Calls, in_second_derivative: bool) -> str | None:
+    """The fix for an error of torch within an inner loop, by where it was raised; None if the error is the user's."""
+    if raised_in(error, saved_tensors_hooks.__enter__):
+        return "torch.utils.checkpoint does not work in an inner loop; leave it out and set recompute=True"
+    if raised_in(error, torch.autograd.Function.apply):
+        return (
+            "it calls a torch.autograd.Function without setup_context (reentrant torch.utils.checkpoint and "
+            "torch.distributions.Beta are such); write it with setup_context, or from torch's operations"
+        )
+    if calls.failed in _READ_MEMORY:
+        return "its forward reads tensors as NumPy arrays or copies them; use torch's operations"
+    if calls.failed is Tensor.requires_grad_:
+        return (
+            "its forward calls Tensor.requires_grad_, or torch.autograd.functional does; compute derivatives by "
+            "torch.func.grad or torch.func.vjp, and leave torch.utils.checkpoint out"
+        )
+    if calls.changed_in_place:
+        return "its forward changes a parameter or another tensor in place; compute a new tensor instead"
+    if in_second_derivative and raised_in_package(error, "torch.autograd"):
+        return "torch has no second derivative of one of its functions; replace that, or set first_order=True"
+    return None
 
 
 def check_derivatives(
@@ -172,27 +196,24 @@ def check_derivatives(
     def energy(p: dict[str, Tensor]) -> Tensor:
         return forward(p).abs().square().sum()
 
-    requires_grad = _RequiresGrad()
+    calls = _Calls()
+    in_second_derivative = False
 
     def forward(parameters: dict[str, Tensor]) -> Tensor:
-        with requires_grad:
+        with calls:
             return network(parameters)
 
     try:
         with ExactDerivatives(), torch.enable_grad():
             gradients = grad(energy)(start)
+            in_second_derivative = True
             if not first_order and any(g.requires_grad for g in gradients.values()):
                 squares = torch.stack([g.abs().square().sum() for g in gradients.values()]).sum()
                 torch.autograd.grad(squares, list(start.values()), allow_unused=True)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        remedy = next((text for part, text in _REMEDIES.items() if re.search(part, str(error))), None)
-        if remedy is None and requires_grad.called:
-            remedy = (
-                "its forward calls Tensor.requires_grad_, or torch.autograd.functional does; compute derivatives by "
-                "torch.func.grad or torch.func.vjp, and leave torch.utils.checkpoint out"
-            )
+        remedy = _remedy(error, calls, in_second_derivative)
         if remedy is None:
             raise
         raise UserError(f"backbone: it cannot be differentiated in an inner loop: {remedy} (torch: {error})") from error

@@ -16,6 +16,7 @@ from pathlib import Path
 from shlex import quote
 from types import TracebackType
 
+import torch.distributed
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,12 +29,14 @@ PERIOD = 0.5  # seconds between two checks
 GRACE = 3.0  # seconds in which the ranks of a run may end one after the other
 DYING = 30.0  # seconds between the end of a rank's connection and of its process, whose exit status tells the cause
 
-_CONNECTION = re.compile(r"gloo|nccl|ProcessGroup|c10d|Connection (closed|reset|refused)|Broken pipe", re.IGNORECASE)
+_OF_GLOO = re.compile(r"\[\S*/gloo/\S+\.cc:\d+\]")  # the source file, by which gloo marks its errors; they have no type
 
 
 def lost_connection(error: BaseException | None) -> bool:
     """Whether an error means that the connection to another rank was lost."""
-    return isinstance(error, RuntimeError | OSError) and _CONNECTION.search(str(error)) is not None
+    if isinstance(error, torch.distributed.DistError | ConnectionError):
+        return True
+    return isinstance(error, RuntimeError) and _OF_GLOO.search(str(error)) is not None
 
 
 class RankWatch(Callback):

@@ -254,7 +254,7 @@ def test_mistakes_are_one_line_each() -> None:
 
 def test_duplicate_column_names_are_all_named() -> None:
     x, y = rows()
-    with pytest.raises(UserError, match=r"X: Expected unique column names, got: 'a' 2 times$"):
+    with pytest.raises(UserError, match=r"X: the names of columns must be unique, got 'a' 2 times$"):
         MultiTaskRegressor(**SMALL).fit(pd.DataFrame(x, columns=["a", "a", "b"]), y)
 
 

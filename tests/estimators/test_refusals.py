@@ -46,9 +46,11 @@ def check(said: str, function: Callable[..., Any], *arguments: Any) -> None:
 WRONG_FEATURES: dict[str, tuple[Any, str]] = {
     "None": (None, "^X: an array, a list or a DataFrame is needed, got None"),
     "dictionary": ({"a": [1.0]}, "^X: an array, a list or a DataFrame is needed, got dict"),
-    "one row": (X[0], r"^X: Expected 2D array, got 1D array instead\. Reshape your data"),
-    "missing": (np.full((2, 4), np.nan), "^X: contains NaN; fill in missing values first"),
-    "infinite": (np.full((2, 4), np.inf), "^X: contains infinity"),
+    "one row": (X[0], r"^X: rows and columns are needed, got 4 numbers\. Reshape your data: X.reshape\(1, -1\)"),
+    "list of numbers": (X[0].tolist(), r"^X: rows and columns are needed, got 4 numbers"),
+    "column of a table": (pandas.Series(X[0]), r"^X: rows and columns are needed, got 4 numbers"),
+    "missing": (np.full((2, 4), np.nan), "^X: Input X contains NaN; fill in missing values first"),
+    "infinite": (np.full((2, 4), np.inf), "^X: Input X contains infinity"),
     "complex": (X + 1j, "^X: Complex data not supported"),
     "ragged": ([[1, 2, 3, 4], [1, 2]], "^X: rows of the same length with a number in each place are needed"),
     "arrays of different shapes": ([np.zeros((2, 3)), np.zeros((2, 4))], "^X: rows of the same length"),
@@ -59,7 +61,7 @@ WRONG_FEATURES: dict[str, tuple[Any, str]] = {
     "dates": (frame(pandas.to_datetime(["2020-01-01"] * 2)), "^X: column 'first' holds dates"),
     "array of dates": (np.array([["2020-01-01"] * 4], dtype="datetime64[D]"), "^X: it holds dates"),
     "sparse": (csr_matrix(X), r"^X: Sparse data was passed for X.*toarray.*sparse_output=False.*sparse_threshold=0 of"),
-    "columns": (X[:, :3], r"^X has 3 features, but \w+ is expecting 4"),
+    "columns": (X[:, :3], r"^X: X has 3 features, but \w+ is expecting 4"),
 }
 
 
@@ -123,7 +125,7 @@ WRONG_TARGETS: dict[str, tuple[Any, str]] = {
     "frame of dates": (pandas.DataFrame({"u": pandas.to_datetime(["2020-01-01"] * 20)}), "^y: column 'u' holds dates"),
     "objects": ([datetime.date(2020, 1, 1)] * 20, "^y: rows of the same length with a number in each place are needed"),
     "ragged": ([[1], [2, 3]] * 10, "^y: rows of the same length"),
-    "infinite": ([np.inf, 1.0] * 10, "^y: contains infinity"),
+    "infinite": ([np.inf, 1.0] * 10, "^y: Input y contains infinity"),
     "dimensions": (np.zeros((20, 2, 2)), "^y: Found array with dim 3"),
 }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from copy import deepcopy
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -116,11 +117,55 @@ def descended(m: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return m(x - 0.1 * gradient)
 
 
+def copied(m: nn.Module) -> nn.Module:
+    return deepcopy(m)
+
+
+def assigned(m: nn.Linear, x: Tensor) -> Tensor:
+    m.weight[0] = 0.0
+    return m(x)
+
+
+class Mistaken(torch.autograd.Function):
+    """An autograd function whose second derivative is wrong."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return Slope.apply(*ctx.saved_tensors, g)
+
+
+class Slope(torch.autograd.Function):
+    """The derivative of `Mistaken`."""
+
+    @staticmethod
+    def forward(x: Tensor, g: Tensor) -> Tensor:
+        return 2 * x * g
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        raise RuntimeError("a mistake of the network's author")
+
+
 UNDIFFERENTIABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "checkpoint": (lambda: Calls(lambda m, x: checkpoint(m, x, use_reentrant=False)), "recompute=True"),
     "reentrant": (lambda: Calls(lambda m, x: checkpoint(m, x, use_reentrant=True)), "setup_context"),
     "old function": (lambda: Calls(lambda m, x: Old.apply(m(x))), "setup_context"),
     "numpy": (lambda: Calls(lambda m, x: m(x) * float(np.asarray(m(x).detach()).mean())), "NumPy"),
+    "copy": (lambda: Calls(lambda m, x: copied(m)(x)), "NumPy"),
+    "weight": (lambda: Calls(lambda m, x: m(x) * m.weight.mul_(0.5).mean()), "a parameter or another tensor in place"),
+    "item of a weight": (lambda: Calls(assigned), "a parameter or another tensor in place"),
     "requires_grad_": (
         lambda: Calls(lambda m, x: m(x.clone().requires_grad_())),
         r"Tensor\.requires_grad_, .*func\.grad",
@@ -181,5 +226,6 @@ def test_other_errors_are_the_users_own() -> None:
     def broken(layer: nn.Module, x: Tensor) -> Tensor:
         raise RuntimeError("a mistake of the network's author")
 
-    with pytest.raises(RuntimeError, match="a mistake of the network's author"):
-        derivatives_of(Calls(broken))
+    for network in (Calls(broken), Calls(lambda m, x: Mistaken.apply(m(x)))):
+        with pytest.raises(RuntimeError, match=r"^a mistake of the network's author"):
+            derivatives_of(network)

@@ -14,9 +14,9 @@ import torch
 
 from lightning_meta.cli import main
 from lightning_meta.fitting.disk import disk_trouble
-from lightning_meta.loading import weights_error
 from lightning_meta.run import AtomicCheckpointIO, read_checkpoint
 from lightning_meta.run.files import replacing
+from lightning_meta.run.progress import restoring_error
 from tests.run.test_resume import MODEL, ROOT, SCHEDULES
 from tests.waiting import LIMIT
 
@@ -126,7 +126,7 @@ def test_a_large_checkpoint_on_a_full_disk(tmp_path: Path) -> None:
             AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.ones(2**19)}}, tmp_path / "a.ckpt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert weights_error(raised.value, None) is None
+    assert restoring_error(raised.value, tmp_path / "a.ckpt") is None
     assert disk_trouble(raised.value) == "File too large"
     assert list(tmp_path.iterdir()) == []
 

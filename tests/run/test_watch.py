@@ -46,3 +46,32 @@ def test_a_rank_whose_connection_is_gone_waits_for_the_end_of_the_other(monkeypa
         watch.await_end_of_starter()
         assert watch.reports
         assert watch.dead() == "rank 0 died"
+
+
+def test_an_error_of_a_collective_operation_is_told_from_others(tmp_path: Path) -> None:
+    code = """
+import os, sys, torch
+from lightning_meta.run.watch import lost_connection
+rank = int(sys.argv[1])
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+layer = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+layer(torch.ones(1, 2)).sum().backward()
+if rank:
+    os._exit(1)
+for step in (
+    torch.ones(1).sum().backward,
+    lambda: layer(torch.ones(1, 2)).sum().backward(),
+    torch.distributed.barrier,
+):
+    try:
+        step()
+    except RuntimeError as error:
+        print(lost_connection(error))
+"""
+    command = [sys.executable, "-c", code]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    printed = [rank.communicate(timeout=200)[0].split() for rank in ranks]
+    assert printed == [["False", "True", "True"], []]
