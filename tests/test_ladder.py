@@ -149,7 +149,8 @@ def test_killed_at_random_moments_it_ends_as_if_it_never_was(seed: int, folder: 
     for name, kills in (("whole", 0), ("killed", 12)):
         command = [sys.executable, "-m", "tests.run.kill_ladder", str(folder), str(kills), str(seed)]
         command += ["--config=toy.yaml", f"--name={name}", "--threads=1"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         found[name] = outcome(name), Path("runs", name, "report", "transfer.csv").read_text()
         killed = int(done.stdout.strip().splitlines()[-1])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -45,9 +47,10 @@ NEEDS = {
 # Lightning takes seconds to import: each part is used in a fork of one process that has done so.
 USED = """
 import json, os, sys, lightning.pytorch
+from tests.forking import fork
 before = set(sys.modules)
 for name in json.loads(sys.argv[1]):
-    if os.fork():
+    if fork():
         os.wait()
         continue
     import lightning_meta as part
@@ -62,7 +65,8 @@ for name in json.loads(sys.argv[1]):
 @pytest.mark.skipif(sys.platform == "win32", reason="os.fork")
 def test_one_part_does_not_import_the_others() -> None:
     command = [sys.executable, "-c", USED, json.dumps(list(NEEDS))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     loaded = {name: set(modules) for name, *modules in map(json.loads, done.stdout.splitlines())}
     assert {m for m in loaded[""] if m.startswith("lightning_meta")} == {
         "lightning_meta",

@@ -17,11 +17,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from lightning_meta.data.cache import Cached, load_or_build
 from lightning_meta.data.hashes import Hashes
 from lightning_meta.data.pool import Pool
 from lightning_meta.sources import ImageFolder
+from tests.forking import fork
 from tests.run.moments import kill_after
 
 
@@ -53,7 +55,7 @@ BUILD: dict[str, Callable[[], Cached]] = {"toy": toy, "images": images}
 
 def forked(build: Callable[[], Cached]) -> int:
     """Start a process that builds."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             build()
@@ -85,6 +87,7 @@ def moment(cache: Path, seconds: float, both: bool, build: Callable[[], Cached])
 
 def drive(folder: Path, kills: int, seed: int, build: Callable[[], Cached]) -> dict[str, object]:
     """Kill builds at random moments of one; what was left must be a whole cache or none."""
+    tqdm.monitor_interval = 0  # a bar of progress would start a thread, and this process forks
     draw, seen = random.Random(seed), Counter[str]()
     os.environ["LIGHTNING_META_CACHE"] = str(folder / "whole")
     both = forked(build), forked(build)

@@ -186,7 +186,7 @@ while True:
 )
 def test_killed_at_random_moments_a_cache_is_whole_or_absent(tmp_path: Path, kind: str, kills: int) -> None:
     command = [sys.executable, "-m", "tests.data.kill_cache", str(tmp_path), str(kills), "0", kind]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])

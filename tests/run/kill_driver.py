@@ -19,6 +19,7 @@ import types
 from pathlib import Path
 
 from lightning_meta.cli import main
+from tests.forking import fork
 
 # The kill falls just before or just after one of these is called or returns.
 WATCHED = {
@@ -57,7 +58,7 @@ def kill_at(event: int) -> None:
 
 def attempt(command: list[str], event: int | None, delay: float | None) -> int | None:
     """Run a command in a new process, and return its exit status, or None if it was killed."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         if event is not None:
             kill_at(event)

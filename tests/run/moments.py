@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_meta.cli import main
+from tests.forking import fork
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -74,7 +75,7 @@ def killed(command: list[str], moment: Moment) -> bool:
 
 def _forked(command: list[str], before: Callable[[], None]) -> int:
     sys.stdout.flush()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         before()
         try:
