@@ -14,9 +14,9 @@ from PIL import Image
 from rich.console import Console
 from scipy import stats
 
+from lightning_meta.report.drawing import printable
 from lightning_meta.report.transfer import TransferReport, compare, print_report, write_report
-from lightning_meta.report.transfer.comparison import cause_if_hurt, dominating_tasks, mean_ranks, shares
-from lightning_meta.report.transfer.table import printable
+from lightning_meta.report.transfer.comparison import cause_if_hurt, dominating_tasks, shares
 from lightning_meta.report.transfer.writing import draw_forest, draw_gap
 from tests.report.transfer_runs import Simulated, draw, write_run
 
@@ -114,11 +114,6 @@ def test_what_stands_over_all_tasks_by_hand(tmp_path: Path) -> None:
     assert shared.tasks[0].gap == pytest.approx(0.3)
     assert list(report.selection) == ["independent"]
     assert report.selection["independent"] == pytest.approx((0.44, 0.4, 3))
-
-
-def test_mean_ranks_against_scipy() -> None:
-    values = np.random.default_rng(0).integers(0, 4, (5, 30)).astype(float)
-    np.testing.assert_allclose(mean_ranks(values), stats.rankdata(-values, axis=0).mean(1))
 
 
 def test_permuted_tasks_permute_the_rows_and_nothing_else(tmp_path: Path) -> None:

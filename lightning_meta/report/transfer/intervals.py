@@ -4,50 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import polygamma, stdtr, stdtrit
 
-LEVEL = 0.95
 ALPHA, FOR_SEEDS = 0.05, 0.035  # family-wise error of a method, and the part of it spent on common seed effects
 HEAVY_TAILED = 5.5  # degrees of freedom; chosen in simulations, see docs/multi_task.md
 FEW = 5  # with fewer tasks, common and task-specific seed effects cannot be separated
-METHOD = (
-    "Two-way random-effects analysis of variance (seeds x test examples, no replication) of the paired differences, "
-    "Satterthwaite degrees of freedom, t interval. For AUROC and other metrics that are not means over examples, the "
-    "contribution of each example is estimated by the infinitesimal jackknife (for the AUROC this is DeLong's method), "
-    "with a variance for each class of test examples. A class with few examples gives few degrees of freedom; a task "
-    "with a single example of a class has no interval. From five tasks on, the effect of a seed that is common to all "
-    "tasks is estimated separately, with S - 1 degrees of freedom; its effects on single tasks are moderated over "
-    "tasks (empirical Bayes, Smyth 2004), but a task's estimate is never below its own mean square. For accuracy two "
-    "pseudo-examples are added (Agresti and Min 2005). Verdicts, from three seeds on: the 96.5 % limit of the common "
-    "seed effect is subtracted from the size of each difference, then Holm's correction is applied over the tasks of "
-    "a method at the remaining 1.5 %, so that the error rate is 5 % in total. With fewer than five tasks: Holm's "
-    "correction at 5 %."
-)
 
 
-@dataclass(frozen=True)
-class Intervals:
-    """Intervals and p-values of T tasks, each `(T,)`.
+class Intervals(NamedTuple):
+    """Intervals and p-values of T tasks, each `(T,)`."""
 
-    Attributes:
-        delta: Mean difference.
-        low: Lower end of the 95 % interval; NaN if the variance cannot be estimated.
-        high: Upper end of the interval.
-        df: Degrees of freedom.
-        p: Two-sided p-value of no difference, without correction; 1 if there is no interval.
-        p_holm: p-value corrected for T tests and for seed effects that tasks share.
-    """
-
-    delta: np.ndarray
-    low: np.ndarray
+    delta: np.ndarray  # mean difference
+    low: np.ndarray  # lower end of the 95 % interval; NaN if the variance cannot be estimated
     high: np.ndarray
-    df: np.ndarray
-    p: np.ndarray
-    p_holm: np.ndarray
+    df: np.ndarray  # degrees of freedom
+    p: np.ndarray  # two-sided p-value of no difference, without correction; 1 if there is no interval
+    p_holm: np.ndarray  # p-value corrected for T tests and for seed effects that tasks share
 
 
 def paired_intervals(
@@ -91,18 +67,17 @@ def paired_intervals(
     """
     seeds = len(differences[0])
     classes = [None] * len(differences) if classes is None else classes
-    tables = [MeanSquares(*of) for of in zip(differences, bounded, classes, strict=True)]
-    count = np.array([t.count for t in tables], dtype=float)
-    between_examples, df_examples = (np.array([getattr(t, k) for t in tables]) for k in ("examples", "df_examples"))
-    residual, df_residual = (np.array([getattr(t, k) for t in tables]) for k in ("residual", "df_residual"))
-    common, spent = np.zeros(len(tables)), 0.0
+    squares = [_mean_squares(*of) for of in zip(differences, bounded, classes, strict=True)]
+    between_seeds, between_examples, df_examples, residual, df_residual = np.array(squares, dtype=float).T
+    sizes, clip = np.array([d.shape[1] for d in differences], dtype=float), np.array(bounded, dtype=bool)
+    count = sizes + 2 * clip  # with pseudo-examples
+    delta = np.array([d.mean() for d in differences])
+    common, spent = np.zeros(len(delta)), 0.0
     with np.errstate(all="ignore"):  # a task without a variance divides by 0; `known` leaves it out
         terms = [(between_examples, df_examples)]
         largest = between_examples
         if seeds > 1:
-            own = np.array([t.seeds for t in tables])
-            df_seeds = np.full(len(tables), seeds - 1.0)
-            sizes = np.array([d.shape[1] for d in differences])
+            own, df_seeds = between_seeds, np.full(len(delta), seeds - 1.0)
             usable = (residual > 0) & np.isfinite(own)
             if usable.sum() >= FEW:
                 # In units of the residual standard deviation, a seed has an effect of the same size on all tasks.
@@ -116,23 +91,21 @@ def paired_intervals(
             largest = np.maximum.reduce([own + between_examples - residual, own, between_examples, residual])
         # Satterthwaite's degrees of freedom, with all three mean squares in the denominator whichever is the largest.
         df_own = largest**2 / sum(m**2 / k for m, k in terms)
-        if seeds > 1 and seeds * len(tables) == 2:
+        if seeds == 2 and len(delta) == 1:
             df_own = np.ones_like(df_own)  # one variance from two numbers: Satterthwaite's approximation is too hopeful
         variance_own = largest / (seeds * count)
         total = variance_own + common
         df = total**2 / (variance_own**2 / df_own + common**2 / max(seeds - 1, 1))
         error = np.sqrt(total)
         known = (error > 0) & np.isfinite(error)
-        centre = np.array([t.centre for t in tables])
+        centre = delta * sizes / count
         p = np.where(known, 2 * stdtr(df, -np.abs(centre) / error), 1.0)
-        half = np.where(known, stdtrit(df, (1 + LEVEL) / 2) * error, np.nan)
+        half = np.where(known, stdtrit(df, 1 - ALPHA / 2) * error, np.nan)
         # A verdict must hold for any effect of the seeds on all tasks together, up to its confidence limit.
         beyond = np.abs(centre) - (stdtrit(seeds - 1, 1 - spent / 2) * np.sqrt(common) if spent else 0.0)
         p_own = np.where(known, 2 * stdtr(df_own, -np.maximum(beyond, 0) / np.sqrt(variance_own)), 1.0)
-    low, high = centre - half, centre + half
-    clip = np.array(bounded, dtype=bool)
-    low, high = np.where(clip, np.maximum(low, -1), low), np.where(clip, np.minimum(high, 1), high)
-    delta = np.array([d.mean() for d in differences])
+    low = np.where(clip, np.maximum(centre - half, -1), centre - half)
+    high = np.where(clip, np.minimum(centre + half, 1), centre + half)
     # Bonferroni: the limit has spent a part of the error. A verdict also needs a task's own interval that excludes 0.
     corrected = np.maximum(p, np.minimum(spent + holm(p_own), 1))
     return Intervals(delta, low, high, np.where(known, df, np.nan), p, corrected)
@@ -151,64 +124,38 @@ def holm(p: np.ndarray) -> np.ndarray:
     return corrected
 
 
-class MeanSquares:
-    """The mean squares of the differences of one task with their degrees of freedom, and the centre of its interval.
+def _mean_squares(differences: np.ndarray, bounded: bool, classes: np.ndarray | None) -> Sequence[float]:
+    """The mean squares of one task, see `paired_intervals`, from the differences by seed and test example, `(S, n)`.
 
-    Args:
-        differences: Differences between two methods by seed and test example, `(S, n)`.
-        bounded: Whether to add two pseudo-examples (Agresti and Min 2005), for scores in [0, 1].
-        classes: Class of each test example, `(n,)`, to estimate a variance for each class; None for a single variance.
-
-    Attributes:
-        count: Number of test examples, including pseudo-examples.
-        centre: Mean difference, including pseudo-examples.
-        seeds: Mean square between seeds $M_a$; NaN for one seed.
-        examples: Mean square between test examples $M_b$; NaN for one example.
-        residual: Residual mean square $M_e$; 0 if there are no degrees of freedom.
-        df_examples: Degrees of freedom of `examples`.
-        df_residual: Degrees of freedom of `residual`.
+    Returns:
+        Mean square between seeds $M_a$, NaN for one seed; mean square between examples $M_b$, NaN for one example, and
+        its degrees of freedom; residual mean square $M_e$, 0 without degrees of freedom, and its degrees of freedom.
     """
-
-    def __init__(self, differences: np.ndarray, bounded: bool, classes: np.ndarray | None) -> None:
-        seeds, n = differences.shape
-        self.count = n + 2 if bounded else n
-        mean, seed_means = differences.mean(), differences.mean(1)
-        self.centre = mean * n / self.count
-        self.seeds = n * ((seed_means - mean) ** 2).sum() / (seeds - 1) if seeds > 1 else np.nan
-        if classes is None:
-            example_means = differences.mean(0)
-            # The pseudo-examples are ½ of +1, ½ of −1 and 1 of 0: ½ (1 − c)² + ½ (1 + c)² + c² = 1 + 2 c².
-            squares = ((example_means - self.centre) ** 2).sum() + bounded * (1 + 2 * self.centre**2)
-            self.examples = seeds * squares / (self.count - 1) if n > 1 else np.nan
-            self.df_examples = self.count - 1.0
-            df = (seeds - 1) * (n - 1)
-            self.residual = _residual(differences) / df if df else 0.0
-            self.df_residual = (seeds - 1) * max(n - 1.0, 1)
-        else:
-            self._by_class(differences, classes)
-        negligible = 1e-24 * (differences**2).mean()  # mean squares that are zero except for rounding errors
-        self.examples, self.seeds, self.residual = (
-            0.0 if m <= negligible else m for m in (self.examples, self.seeds, self.residual)
-        )
-
-    def _by_class(self, differences: np.ndarray, classes: np.ndarray) -> None:
-        """Estimate a variance for each class.
-
-        $M_b$ is the mean of the classes' mean squares weighted by their sizes, plus the mean square between classes;
-        $M_e$ is the weighted mean alone.
-        """
-        seeds, n = differences.shape
+    seeds, n = differences.shape
+    mean, seed_means = differences.mean(), differences.mean(1)
+    between_seeds = n * ((seed_means - mean) ** 2).sum() / (seeds - 1) if seeds > 1 else np.nan
+    residual, df_residual = 0.0, 1.0
+    if classes is None:
+        count = n + 2 if bounded else n
+        centre = mean * n / count
+        # The pseudo-examples are ½ of +1, ½ of −1 and 1 of 0: ½ (1 − c)² + ½ (1 + c)² + c² = 1 + 2 c².
+        squares = ((differences.mean(0) - centre) ** 2).sum() + bounded * (1 + 2 * centre**2)
+        examples, df_examples = seeds * squares / (count - 1) if n > 1 else np.nan, count - 1.0
+        df = (seeds - 1) * (n - 1)
+        residual, df_residual = _residual(differences) / df if df else 0.0, (seeds - 1) * max(n - 1.0, 1)
+    else:
         by_class = [differences[:, classes == c] for c in np.unique(classes)]
         sizes, means = np.array([d.shape[1] for d in by_class]), np.array([d.mean() for d in by_class])
-        df = np.where(sizes > 1, sizes - 1, np.nan)  # a single example has no variance, so the task has no interval
-        shares = sizes / n
-        within = shares * [seeds * ((d.mean(0) - d.mean()) ** 2).sum() for d in by_class] / df
-        between = seeds * (sizes * (means - differences.mean()) ** 2).sum() / max(n - 1, 1)
-        self.examples, self.df_examples = _sum(np.append(within, between), np.append(df, max(n - 1, 1)))
-        self.residual, self.df_residual = 0.0, 1.0
+        df_classes = np.where(sizes > 1, sizes - 1, np.nan)  # one example has no variance, so the task has no interval
+        within = sizes / n * [seeds * ((d.mean(0) - d.mean()) ** 2).sum() for d in by_class] / df_classes
+        between = seeds * (sizes * (means - mean) ** 2).sum() / max(n - 1, 1)
+        examples, df_examples = _sum(np.append(within, between), np.append(df_classes, max(n - 1, 1)))
         if seeds > 1:
-            rest = shares * [_residual(d) for d in by_class] / ((seeds - 1) * df)
-            self.residual, self.df_residual = _sum(rest, (seeds - 1) * df)
+            df_classes *= seeds - 1
+            residual, df_residual = _sum(sizes / n * [_residual(d) for d in by_class] / df_classes, df_classes)
+    negligible = 1e-24 * (differences**2).mean()  # mean squares that are zero except for rounding errors
+    between_seeds, examples, residual = (0.0 if m <= negligible else m for m in (between_seeds, examples, residual))
+    return between_seeds, examples, df_examples, residual, df_residual
 
 
 def _residual(differences: np.ndarray) -> float:

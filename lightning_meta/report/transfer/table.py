@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_meta.report.drawing import label_of
+from lightning_meta.report.drawing import label_of, printable
 from lightning_meta.report.transfer.results import (
     SEEDS_FOR_VERDICTS,
     SELECTED,
     MethodTransfer,
-    TaskTransfer,
     TransferReport,
+    common_metric,
     gap_of,
 )
 
@@ -25,13 +25,8 @@ PIPED_WIDTH = 140
 JOINT = "mean Δ ↑, joint baseline"  # against the baseline with one selected epoch for all tasks, as the method has
 SHOWN = 20  # tasks in a table that fits on a screen
 NARROW = 125  # columns that a whole row takes with long names
-MARKS = {
-    "helped": "▲ helped",
-    "hurt": "▼ hurt",
-    "no difference shown": "no difference shown",
-    "too few seeds": "too few seeds",
-    "not comparable": "not comparable",
-}
+MARKS = {"helped": "▲ helped", "hurt": "▼ hurt"}
+ERRORS = " (errors over that of a constant prediction)"
 
 
 def print_report(report: TransferReport, console: Console | None = None, rest: Path | None = None) -> None:
@@ -47,116 +42,97 @@ def print_report(report: TransferReport, console: Console | None = None, rest: P
     if not console.is_terminal:
         console = Console(file=console.file, width=max(console.width, PIPED_WIDTH), quiet=console.quiet)
     for method in report.methods:
-        _print_tasks(console, method, report, rest, narrow=console.width < NARROW)
+        _print_tasks(console, method, report.baseline, rest)
     console.print(_methods(report))
-    metric = _common_metric(report.methods[0])
-    relative = " (errors over that of a constant prediction)" if report.methods[0].has_errors else ""
+    tasks, lines = report.methods[0].tasks, []
+    metric = common_metric(tasks)
     for name, (own, joint, count) in report.selection.items():
-        of = "" if count == len(report.methods[0].tasks) else f" over the {count} tasks that have both"
-        console.print(
-            Text(
-                f"{printable(name)} selects each task's own best epoch: mean {metric_text(metric, own)}{of}; "
-                f"with one joint epoch {metric_text(metric, joint)}{relative}."
-            )
+        of = "" if count == len(tasks) else f" over the {count} tasks that have both"
+        lines.append(
+            f"{name} selects each task's own best epoch: mean {metric_text(metric, own)}{of}; "
+            f"with one joint epoch {metric_text(metric, joint)}{ERRORS if report.methods[0].has_errors else ''}."
         )
-    for note in report.notes:
-        console.print(Text(printable(note)))
+    lines += report.notes
     for method in report.methods:
-        for line in statement_lines(method, report.baseline):
-            console.print(Text(line))
+        lines += statement_lines(method, report.baseline)
+    for line in lines:
+        console.print(_text(line))
 
 
-def _print_tasks(
-    console: Console, method: MethodTransfer, report: TransferReport, rest: Path | None, narrow: bool
-) -> None:
-    metrics = {t.metric for t in method.tasks}
-    several = len(metrics) > 1
-    what = "Δ in the unit of each metric" if several else f"Δ in {unit(metrics)}"
-    title = f"{printable(method.method)} against {printable(report.baseline)}: {what}, Δ > 0 means better"
-    table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+def _text(cell: str) -> Text:
+    return Text(printable(cell))
+
+
+def _print_tasks(console: Console, method: MethodTransfer, baseline: str, rest: Path | None) -> None:
+    narrow, metric = console.width < NARROW, common_metric(method.tasks)
+    what = f"Δ in {unit(metric)}" if metric else "Δ in the unit of each metric"
+    title = _text(f"{method.method} against {baseline}: {what}, Δ > 0 means better")
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.add_column("task", no_wrap=True, overflow="ellipsis", max_width=15 if narrow else 40)
-    if several:
+    if not metric:
         table.add_column("metric", no_wrap=True, overflow="ellipsis", max_width=8 if narrow else 20)
-    for name in (
-        "train\nexamples",
-        "baseline",
-        "method",
-        "Δ ↑",
-        "95 % interval",
-        *([] if narrow else [gap_of(method.tasks, "val").replace(" ", "\n", 1)]),
-    ):
+    gap = [] if narrow else [gap_of(method.tasks, "val").replace(" ", "\n", 1)]
+    for name in ("train\nexamples", "baseline", "method", "Δ ↑", "95 % interval", *gap):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=narrow)
-    tasks = sorted(method.tasks, key=_by_delta)
+    tasks = sorted(method.tasks, key=lambda task: (math.isnan(task.delta), task.delta))
     between = len(tasks) - SHOWN if len(tasks) > SHOWN + 1 else 0
     if between:
         tasks = [*tasks[: SHOWN // 2], *tasks[-SHOWN // 2 :]]
     for number, task in enumerate(tasks):
         if between and number == SHOWN // 2:
             table.add_row(f"… {between} more")
-        verdict, more = MARKS[task.verdict], f": {task.cause}" if task.cause else ""
-        brief = "–" if task.verdict in ("no difference shown", "too few seeds") else verdict
-        last = [brief] if narrow else [change_text(task.metric, task.gap), verdict + more]
-        name, *figures = _figures(task)
-        metric = [label_of(task.metric)] if several else []
-        table.add_row(*map(Text, [name, *metric, *figures, *last]))
+        cells = [
+            task.task,
+            *([] if metric else [label_of(task.metric)]),
+            str(task.train_examples),
+            metric_text(task.metric, task.baseline),
+            metric_text(task.metric, task.value),
+            change_text(task.metric, task.delta),
+            _interval(task.metric, task.low, task.high) if math.isfinite(task.low) else "–",
+        ]
+        verdict = MARKS.get(task.verdict, task.verdict)
+        if narrow:
+            cells.append("–" if task.verdict in ("no difference shown", "too few seeds") else verdict)
+        else:
+            cells += [change_text(task.metric, task.gap), f"{verdict}: {task.cause}" if task.cause else verdict]
+        table.add_row(*map(_text, cells))
     console.print(table)
     if between:
-        verdicts = Counter(task.verdict for task in method.tasks)
-        counts = ", ".join(f"{MARKS[verdict]} {count}" for verdict, count in verdicts.most_common())
+        verdicts = Counter(MARKS.get(task.verdict, task.verdict) for task in method.tasks)
+        counts = ", ".join(f"{verdict} {count}" for verdict, count in verdicts.most_common())
         where = f"; all are in {rest}" if rest else ""
-        console.print(
-            Text(f"The worst {SHOWN // 2} and the best {SHOWN // 2} of {len(method.tasks)}{where}. {counts}.")
-        )
+        half = SHOWN // 2
+        console.print(_text(f"The worst {half} and the best {half} of {len(method.tasks)}{where}. {counts}."))
     if narrow:
-        console.print(Text("–: no difference shown, or too few seeds for a verdict"))
+        console.print("–: no difference shown, or too few seeds for a verdict")
     for task in tasks:
-        joint = _against_joint(task)
+        joint = ""
+        if task.cause == SELECTED and math.isfinite(task.delta_joint):
+            joint = f"; Δ {change_text(task.metric, task.delta_joint)} against the baseline with one joint epoch"
         if task.cause and (narrow or joint):
-            console.print(Text(f"▼ {printable(task.task)}: {task.cause}{joint}"))
-
-
-def _against_joint(task: TaskTransfer) -> str:
-    """For a task that selection hurts, Δ against the baseline that was selected jointly as well."""
-    if task.cause != SELECTED or not math.isfinite(task.delta_joint):
-        return ""
-    return f"; Δ {change_text(task.metric, task.delta_joint)} against the baseline with one joint epoch"
-
-
-def _figures(task: TaskTransfer) -> list[str]:
-    known = math.isfinite(task.low)
-    interval = f"[{change_text(task.metric, task.low)}, {change_text(task.metric, task.high)}]" if known else "–"
-    return [
-        printable(task.task),
-        str(task.train_examples),
-        metric_text(task.metric, task.baseline),
-        metric_text(task.metric, task.value),
-        change_text(task.metric, task.delta),
-        interval,
-    ]
+            console.print(_text(f"▼ {task.task}: {task.cause}{joint}"))
 
 
 def _methods(report: TransferReport) -> Table:
-    total = len(report.methods[0].tasks)
-    compared = max(method.for_models.tasks for method in report.methods)
+    """A table with a column for each method and for the baseline."""
+    total, compared = len(report.methods[0].tasks), max(method.for_models.tasks for method in report.methods)
     over = f"all {total} tasks" if compared == total else f"{compared} of {total} tasks"
-    title = f"Over {over}, against {printable(report.baseline)}"
-    table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("")
+    title = _text(f"Over {over}, against {report.baseline}")
+    table = Table("", title=title, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in (*(method.method for method in report.methods), report.baseline):
+        table.add_column(_text(name), justify="right", overflow="fold")
     columns = [_over_all(method) for method in report.methods]
-    for method in report.methods:
-        table.add_column(Text(printable(method.method)), justify="right", overflow="fold")
-    table.add_column(Text(printable(report.baseline)), justify="right", overflow="fold")
     for name in columns[0]:
         if name == JOINT and all(column[name] == "–" for column in columns):
             continue  # the baseline selects so anyway
         last = f"{report.baseline_rank:.2f}" if name == "mean rank ↓" else ""
-        table.add_row(name, *(Text(column[name]) for column in columns), last)
+        table.add_row(name, *(_text(column[name]) for column in columns), last)
     return table
 
 
 def _over_all(method: MethodTransfer) -> dict[str, str]:
-    metric = _common_metric(method)
+    metric = common_metric(method.tasks)
     worst = next((task for task in method.tasks if task.task == method.worst), method.tasks[0])
     return {
         "Δm ↑": f"{100 * method.delta_m:+.1f} %" if math.isfinite(method.delta_m) else "–",
@@ -164,33 +140,18 @@ def _over_all(method: MethodTransfer) -> dict[str, str]:
         "tasks helped": _rate(method.helped),
         "tasks hurt": _rate(method.harmed),
         "worst Δ": (change_text if metric else _amount)(worst.metric, worst.delta),  # with its unit if metrics differ
-        "of the task": printable(method.worst),
+        "of the task": method.worst,
         "mean rank ↓": f"{method.mean_rank:.2f}",
         f"mean {gap_of(method.tasks, 'val')}": change_text(metric, method.mean_gap),
-        "dominating tasks": ", ".join(map(printable, method.dominating)) or "none",
+        "dominating tasks": ", ".join(method.dominating) or "none",
     }
-
-
-def _rate(value: float) -> str:
-    return f"{100 * value:.0f} %" if math.isfinite(value) else "–"
-
-
-def _by_delta(task: TaskTransfer) -> tuple[bool, float]:
-    return math.isnan(task.delta), task.delta
-
-
-def _common_metric(method: MethodTransfer) -> str:
-    metrics = {t.metric for t in method.tasks}
-    return metrics.pop() if len(metrics) == 1 else ""
 
 
 def statement_lines(method: MethodTransfer, baseline: str) -> list[str]:
     """Return a heading, a line for the trained models and a line for the method."""
-    metrics, errors = {t.metric for t in method.tasks}, any(t.better == "lower" for t in method.tasks)
-    metric = metrics.pop() if len(metrics) == 1 and not errors else ""
-    measured = " (errors over that of a constant prediction)" if errors else ""
+    metric = "" if method.has_errors else common_metric(method.tasks)
     return [
-        f"{printable(method.method)} against {printable(baseline)}, over the tasks{measured}:",
+        f"{method.method} against {baseline}, over the tasks{ERRORS if method.has_errors else ''}:",
         f"  For these trained models: {_of_models(method, metric)}",
         f"  For the method: {_of_method(method, metric)}",
     ]
@@ -207,9 +168,9 @@ def _of_models(method: MethodTransfer, metric: str) -> str:
     if not math.isfinite(models.low):
         why = "one task has no interval" if models.tasks == 1 else "tasks do not differ, so that there is no interval"
         return f"{counts}; {mean}; {why}."
-    verdict = "not shown to differ"
-    if models.low > 0 or models.high < 0:
-        verdict = "better on average" if models.low > 0 else "worse on average"
+    verdict = (
+        "better on average" if models.low > 0 else "worse on average" if models.high < 0 else "not shown to differ"
+    )
     interval = f"95 % interval over tasks {_interval(metric, models.low, models.high)}"
     return f"{verdict} ({counts}); {mean}, {interval}. {_smallest(metric, models.smallest)}"
 
@@ -220,17 +181,18 @@ def _of_method(method: MethodTransfer, metric: str) -> str:
     needed = f"a verdict takes {SEEDS_FOR_VERDICTS} seeds: train {missing} more"
     if over_seeds.seeds == 1:
         return f"one seed gives no statement about other seeds; {needed}."
-    seeds = f"{over_seeds.seeds} seeds"
+    mean, seeds = f"mean Δ {_amount(metric, over_seeds.mean)}", f"{over_seeds.seeds} seeds"
     if not math.isfinite(over_seeds.low):
         more = f"; {needed}." if missing > 0 else "."
-        return f"seeds do not differ: mean Δ {_amount(metric, over_seeds.mean)}, and {seeds} have no interval{more}"
-    estimate = (
-        f"mean Δ {_amount(metric, over_seeds.mean)}, 95 % interval over {seeds} "
-        f"{_interval(metric, over_seeds.low, over_seeds.high)}"
-    )
+        return f"seeds do not differ: {mean}, and {seeds} have no interval{more}"
+    estimate = f"{mean}, 95 % interval over {seeds} {_interval(metric, over_seeds.low, over_seeds.high)}"
     if missing > 0:
         return f"no verdict ({needed}): {estimate}."
     return f"{over_seeds.verdict}: {estimate}. {_smallest(metric, over_seeds.smallest)}"
+
+
+def _rate(value: float) -> str:
+    return f"{100 * value:.0f} %" if math.isfinite(value) else "–"
 
 
 def _amount(metric: str, value: float) -> str:
@@ -243,11 +205,6 @@ def _interval(metric: str, low: float, high: float) -> str:
 
 def _smallest(metric: str, value: float) -> str:
     return f"Smallest Δ that could have been shown: {_amount(metric, value).replace('+', '±')} (4 times in 5)."
-
-
-def printable(name: str) -> str:
-    """A task's or method's name without control characters."""
-    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def metric_text(metric: str, value: float) -> str:
@@ -264,8 +221,6 @@ def change_text(metric: str, value: float) -> str:
     return f"{100 * value:+.1f}" if metric == "accuracy" else f"{value:+.3f}"
 
 
-def unit(metrics: set[str]) -> str:
-    """The unit of differences of these metrics."""
-    if "accuracy" in metrics and len(metrics) > 1:
-        return f"percentage points (accuracy) or {unit(metrics - {'accuracy'})}"
-    return " or ".join("percentage points of accuracy" if m == "accuracy" else label_of(m) for m in sorted(metrics))
+def unit(metric: str) -> str:
+    """The unit of differences of a metric."""
+    return "percentage points of accuracy" if metric == "accuracy" else label_of(metric)
