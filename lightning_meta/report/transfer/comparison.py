@@ -271,13 +271,12 @@ def _limits(against: Method, transfers: Sequence[MethodTransfer]) -> list[str]:
     if seeds == 1:
         lines = [
             f"One seed ({listed}): the intervals cover only the choice of test examples, not the variation between "
-            f"seeds, so there are no verdicts; train {SEEDS_FOR_VERDICTS - 1} more seeds."
+            "seeds, so there are no verdicts."
         ]
     else:
         lines = [
             f"{seeds} seeds ({listed}): the intervals cover new seeds and new test examples. The effect of a seed "
             f"on all tasks together has {number_of(seeds - 1, 'degree')} of freedom, however many tasks there are."
-            + (" Two seeds give no verdicts; train one more." if seeds < SEEDS_FOR_VERDICTS else "")
         ]
     if halves := [(t.high - t.low) / 2 for t in tasks if math.isfinite(t.low)]:
         typical = ""

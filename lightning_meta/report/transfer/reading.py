@@ -19,7 +19,7 @@ from numpy.lib import format as npy
 from lightning_meta.errors import UserError, reason_of
 from lightning_meta.metrics import classes_of
 from lightning_meta.reading import is_number, open_regular, read_text, read_yaml
-from lightning_meta.run.tables import numbers_of, read_table
+from lightning_meta.run.tables import numbers_of, read_columns, read_table
 
 # Columns of `per_task.csv`, by their type.
 TEXT, COUNTS = ("task", "metric", "better"), ("train_examples", "test_examples")
@@ -214,13 +214,13 @@ def _validations(file: Path, tasks: Mapping[str, Mapping[str, Any]]) -> tuple[fl
     best = dict.fromkeys(tasks, math.nan)
     if not file.is_file():
         return math.nan, best
-    header, rows = read_table(file, ["step"])
-    columns = {name: i for i, name in enumerate(header) if name.startswith("val/")}
-    steps = [row[header.index("step")] for row in rows if any(row[i] for i in columns.values())]
+    columns = read_columns(file, ["step"])
     for name, task in tasks.items():
-        if (i := columns.get(column := f"val/{task['metric']}/{name}")) is not None:
-            values = filter(math.isfinite, numbers_of(file, column, [row[i] for row in rows]))
-            best[name] = (min if task["better"] == "lower" else max)(values, default=math.nan)
+        column = f"val/{task['metric']}/{name}"
+        values = filter(math.isfinite, numbers_of(file, column, columns.get(column, [])))
+        best[name] = (min if task["better"] == "lower" else max)(values, default=math.nan)
+    validations = zip(*(values for name, values in columns.items() if name.startswith("val/")), strict=True)
+    steps = [step for step, values in zip(columns["step"], validations, strict=False) if any(values)]
     return numbers_of(file, "step", steps[-1:])[0] + 1 if steps else math.nan, best  # the first step is number 0
 
 
@@ -281,13 +281,11 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         raise ValueError(f"{info.filename} is compressed by a method that NumPy does not use")
     with archive.open(info) as member:  # NumPy allocates the size in the header before it reads
         shape, _, dtype = HEADERS[npy.read_magic(member)](member)
-        elements, held = math.prod(shape), info.file_size - member.tell()
-        if dtype.hasobject:
-            raise ValueError(f"{info.filename} holds objects")
-        if elements and not dtype.itemsize:  # any number of these takes no bytes in the file
-            raise ValueError(f"{info.filename} has elements of no size")
-        if elements * dtype.itemsize != held or min(shape, default=0) < 0:
-            raise ValueError(f"{info.filename} says that it has {elements * dtype.itemsize:,} bytes, and has {held:,}")
+        held = info.file_size - member.tell()
+        # Any number of elements of no size takes no bytes in the file.
+        negative, sized = min(shape, default=0) < 0, dtype.itemsize > 0
+        if dtype.hasobject or negative or not sized or math.prod(shape) * dtype.itemsize != held:
+            raise ValueError(f"{info.filename} is not an array of the type and shape that its header claims")
     with archive.open(info) as member:
         array: np.ndarray = npy.read_array(member, allow_pickle=False)
     return array

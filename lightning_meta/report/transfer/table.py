@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_meta.report.drawing import label_of, printable
+from lightning_meta.report.drawing import label_of, number_of, printable
 from lightning_meta.report.transfer.results import (
     SEEDS_FOR_VERDICTS,
     SELECTED,
+    Estimate,
     MethodTransfer,
     TransferReport,
     common_metric,
@@ -150,45 +151,28 @@ def _over_all(method: MethodTransfer) -> dict[str, str]:
 def statement_lines(method: MethodTransfer, baseline: str) -> list[str]:
     """Return a heading, a line for the trained models and a line for the method."""
     metric = "" if method.has_errors else common_metric(method.tasks)
+    models, over_seeds = method.for_models, method.for_method
+    differ = "better on average" if models.low > 0 else "worse on average" if models.high < 0 else "not shown to differ"
+    counts = f"better in {models.better} of {models.tasks} tasks, worse in {models.worse}"
+    missing = SEEDS_FOR_VERDICTS - over_seeds.seeds
+    needed = f" A verdict takes {SEEDS_FOR_VERDICTS} seeds: train {missing} more." if missing > 0 else ""
+    seeds = number_of(over_seeds.seeds, "seed")
     return [
         f"{method.method} against {baseline}, over the tasks{ERRORS if method.has_errors else ''}:",
-        f"  For these trained models: {_of_models(method, metric)}",
-        f"  For the method: {_of_method(method, metric)}",
+        f"  For these trained models: {differ} ({counts}); {_estimated(metric, models, 'tasks')}",
+        f"  For the method: {over_seeds.verdict}: {_estimated(metric, over_seeds, seeds)}{needed}",
     ]
 
 
-def _of_models(method: MethodTransfer, metric: str) -> str:
-    models = method.for_models
-    if not models.tasks:
-        return "no task can be compared."
-    equal = models.tasks - models.better - models.worse
-    counts = f"better in {models.better} of {models.tasks} tasks, worse in {models.worse}"
-    counts += f", equal in {equal}" if equal else ""
-    mean = f"mean Δ {_amount(metric, models.mean)}"
-    if not math.isfinite(models.low):
-        why = "one task has no interval" if models.tasks == 1 else "tasks do not differ, so that there is no interval"
-        return f"{counts}; {mean}; {why}."
-    verdict = (
-        "better on average" if models.low > 0 else "worse on average" if models.high < 0 else "not shown to differ"
-    )
-    interval = f"95 % interval over tasks {_interval(metric, models.low, models.high)}"
-    return f"{verdict} ({counts}); {mean}, {interval}. {_smallest(metric, models.smallest)}"
-
-
-def _of_method(method: MethodTransfer, metric: str) -> str:
-    over_seeds = method.for_method
-    missing = SEEDS_FOR_VERDICTS - over_seeds.seeds
-    needed = f"a verdict takes {SEEDS_FOR_VERDICTS} seeds: train {missing} more"
-    if over_seeds.seeds == 1:
-        return f"one seed gives no statement about other seeds; {needed}."
-    mean, seeds = f"mean Δ {_amount(metric, over_seeds.mean)}", f"{over_seeds.seeds} seeds"
-    if not math.isfinite(over_seeds.low):
-        more = f"; {needed}." if missing > 0 else "."
-        return f"seeds do not differ: {mean}, and {seeds} have no interval{more}"
-    estimate = f"{mean}, 95 % interval over {seeds} {_interval(metric, over_seeds.low, over_seeds.high)}"
-    if missing > 0:
-        return f"no verdict ({needed}): {estimate}."
-    return f"{over_seeds.verdict}: {estimate}. {_smallest(metric, over_seeds.smallest)}"
+def _estimated(metric: str, estimate: Estimate, over: str) -> str:
+    mean = f"mean Δ {_amount(metric, estimate.mean)}"
+    if not math.isfinite(estimate.low):
+        return f"{mean}, without an interval over {over}."
+    line = f"{mean}, 95 % interval over {over} {_interval(metric, estimate.low, estimate.high)}."
+    if math.isfinite(estimate.smallest):
+        smallest = _amount(metric, estimate.smallest).replace("+", "±")
+        line += f" Smallest Δ that could have been shown: {smallest} (4 times in 5)."
+    return line
 
 
 def _rate(value: float) -> str:
@@ -201,10 +185,6 @@ def _amount(metric: str, value: float) -> str:
 
 def _interval(metric: str, low: float, high: float) -> str:
     return f"[{change_text(metric, low)}, {change_text(metric, high)}]"
-
-
-def _smallest(metric: str, value: float) -> str:
-    return f"Smallest Δ that could have been shown: {_amount(metric, value).replace('+', '±')} (4 times in 5)."
 
 
 def metric_text(metric: str, value: float) -> str:
