@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from scipy.special import stdtrit
 
 from lightning_meta.errors import UserError
@@ -131,7 +131,7 @@ def _tasks(columns: dict[str, np.ndarray], metric: str, about: About) -> Figure 
 
     None with fewer than two tasks whose scores are all finite.
     """
-    scores = scale_of(metric) * np.array([values for name, values in columns.items() if name not in TEXT], ndmin=2)
+    scores = np.array([values for name, values in columns.items() if name not in TEXT], ndmin=2)
     finite = np.all(np.isfinite(scores), axis=0)
     scores, tasks = scores[:, finite], int(finite.sum())
     if tasks < 2:
@@ -140,14 +140,14 @@ def _tasks(columns: dict[str, np.ndarray], metric: str, about: About) -> Figure 
     left_out = f", without {lost} not finite" if (lost := len(finite) - tasks) else ""
     if len(scores) > 1:
         half = stdtrit(tasks - 1, 0.975) * scores.std(1, ddof=1) / tasks**0.5
-        few = len(scores) <= 12
-        style: dict[str, Any] = {"marker": "o" if few else None, "ms": 4, "capsize": 3 if few else 0}
-        axes.errorbar(range(len(scores)), scores.mean(1), half, color="k", label="mean and 95 % interval", **style)
+        curve = {"step": np.arange(len(scores)), metric: scores.mean(1), f"{metric}_ci95": half}
+        _draw_curve(axes, curve, metric, label="mean", color="k", marker="o")
         axes.set(xlabel="inner step", ylabel=label_of(metric))
         axes.set_title(about.title(f"adaptation on {tasks} test tasks{left_out}"))
-        axes.xaxis.set_major_locator(FixedLocator(range(len(scores))) if few else MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         draw_chance(axes, metric, about.chance)
     else:
+        scores *= scale_of(metric)
         axes.hist(scores[0], _edges(scores[0]).tolist(), color="0.65", edgecolor="k")
         mean = f"{scores[0].mean():.1f} %" if metric == "accuracy" else f"{scores[0].mean():.3g}"
         axes.axvline(scores[0].mean(), color="k", ls="--", label=f"mean {mean}")
@@ -306,11 +306,7 @@ def write_points(points: Sequence[Point], metric: str, file: Path) -> None:
 def draw_points(points: Sequence[Point], metric: str, left_out: Sequence[str] = (), method: str = "") -> Figure:
     """Draw the score against the number of shots, a line for each way, with 95 % intervals.
 
-    Args:
-        points: Scores, all over the same number of tasks.
-        metric: Name of the score, such as `accuracy`.
-        left_out: Ways and shots that could not be measured, for the title.
-        method: Name of the method, for the title.
+    The title names the method, the number of tasks, and the ways and shots that were left out.
     """
     figure, axes = panel()
     scale = scale_of(metric)

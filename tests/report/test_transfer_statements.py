@@ -11,7 +11,7 @@ from rich.console import Console
 from scipy import stats
 
 from lightning_meta.report.transfer import TransferReport, compare, print_report, write_report
-from lightning_meta.report.transfer.results import state
+from lightning_meta.report.transfer.intervals import state
 from tests.report.transfer_runs import Simulated, write_run
 
 

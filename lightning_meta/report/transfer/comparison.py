@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from lightning_meta.errors import some_of
 from lightning_meta.functional.delta_m import FLOOR, delta_m
 from lightning_meta.report.drawing import number_of
-from lightning_meta.report.transfer.intervals import ALPHA, Intervals, paired_intervals
+from lightning_meta.report.transfer.intervals import ALPHA, Intervals, paired_intervals, state
 from lightning_meta.report.transfer.matching import (
     Method,
     classes_of_examples,
@@ -30,14 +30,14 @@ from lightning_meta.report.transfer.results import (
     TransferReport,
     Verdict,
     common_metric,
-    differences,
-    state,
-    unit_of,
 )
 from lightning_meta.tasks.few_rows import FEWEST_ROWS
 
 NOT_CONVERGED = "not converged: train longer"
 UNKNOWN = dict.fromkeys(Intervals._fields, math.nan)  # of a task that is not compared
+
+# As in `val/score`, except that errors and the log loss are divided by those of a constant prediction.
+FLOORS = {"r2": -1.0, "rmse": -math.sqrt(2), "mae": -math.sqrt(2), "log_loss": -2.0}
 
 
 def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path], tuned: Collection[str] = ()) -> TransferReport:
@@ -120,8 +120,8 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
             )
         )
     comparable = [task for task in tasks if task.task in compared]
-    changes = differences(method, against, compared)
-    delta, delta_joint = changes.mean(0), differences(method, against, compared, "joint").mean(0)
+    changes = _differences(method, against, compared)
+    delta, delta_joint = changes.mean(0), _differences(method, against, compared, "joint").mean(0)
     # With one metric for all tasks, the means are in its own units, as in the columns of the tasks.
     if alike := _one_unit(comparable):
         delta, delta_joint = (np.array([getattr(t, k) for t in comparable]) for k in ("delta", "delta_joint"))
@@ -168,7 +168,7 @@ def _delta_m(tasks: Sequence[TaskTransfer], against: Method) -> tuple[float, int
     if not tasks:
         return math.nan, 0
     # Errors in units of a constant prediction's, so that `FLOOR` in `delta_m` does not depend on units of targets.
-    units = torch.tensor([unit_of(against, t.task) for t in tasks], dtype=torch.float64)
+    units = torch.tensor([_unit(against, t.task) for t in tasks], dtype=torch.float64)
     ours, theirs = (torch.tensor([getattr(t, k) for t in tasks], dtype=torch.float64) for k in ("value", "baseline"))
     change = delta_m(ours / units, theirs / units, torch.tensor([t.better == "higher" for t in tasks]))
     return change.relative.item(), int(change.excluded)
@@ -189,12 +189,34 @@ def _selected(method: Method, against: Method) -> Selected | None:
     results, names = method.tasks, compared_tasks([method])
     if len({(results[name].metric, results[name].better) for name in names}) > 1:
         return None
-    both = [np.array([method.mean(n, f) for f in ("test", "joint")]) / unit_of(against, n) for n in names]
+    both = [np.array([method.mean(n, f) for f in ("test", "joint")]) / _unit(against, n) for n in names]
     known = [pair for pair in both if np.isfinite(pair).all()]
     if not known:
         return None
     own, joint = np.mean(known, axis=0).tolist()
     return Selected(own, joint, len(known))
+
+
+def _differences(method: Method, against: Method, names: Sequence[str], selected: str = "test") -> np.ndarray:
+    """Δ of every seed and task, `(S, T)`, in units in which tasks can be averaged; see `ABOUT`.
+
+    If `selected` is "joint", the baseline has one selected epoch for all tasks, NaN if it was not recorded.
+    """
+    values = np.stack([method.per_seed(names, "test"), against.per_seed(names, selected)])
+    for i, name in enumerate(names):
+        task = against.tasks[name]
+        values[..., i] /= task.sign * _unit(against, name)
+        values[..., i] = np.maximum(values[..., i], FLOORS.get(task.metric, -math.inf))  # NaN stays
+    change: np.ndarray = values[0] - values[1]
+    return change
+
+
+def _unit(against: Method, name: str) -> float:
+    """The divisor of a task's metric in means over tasks: for errors, that of a constant, or else of the baseline."""
+    if against.tasks[name].better == "higher":
+        return 1.0
+    errors = (against.mean(name, field) for field in ("constant", "test"))
+    return next((error for error in errors if math.isfinite(error) and error > 0), 1.0)
 
 
 def cause_if_hurt(
@@ -206,7 +228,7 @@ def cause_if_hurt(
     converged: bool | None,
     near: bool | None,
 ) -> str:
-    """Name the cause if a task is hurt.
+    """Name the cause if a task is hurt, with ", few tasks dominate" if that may be a part of it.
 
     Args:
         change_of_loss: `(S,)` training loss of the method − the baseline's, by seed.
@@ -217,10 +239,6 @@ def cause_if_hurt(
         converged: Whether the best validation of the task came before the last, for the method and the baseline; None
             if unknown.
         near: Whether selection for other tasks costs the task at most half of its harm; None if unknown.
-
-    Returns:
-        "interference", "generalisation gap", "unclear", "nothing is shared", `SELECTED` or `NOT_CONVERGED`; ", few
-        tasks dominate" is appended to the first three if it applies.
     """
     rose, fell = bool((change_of_loss > 0).all()), bool((change_of_loss < 0).all())
     # A lower training loss with a worse test score is overfitting, whenever training ended. A loss that did not fall
@@ -245,16 +263,10 @@ def shares(amounts: np.ndarray) -> np.ndarray:
 
 
 def dominating_tasks(share: np.ndarray) -> list[int]:
-    r"""The fewest tasks that make up half of the total, if it is concentrated.
+    r"""The numbers of the fewest tasks that make up half of the total of shares s, `(T,)`, if it is concentrated.
 
     The total is concentrated if the effective number of tasks (the inverse of Simpson's index, Hill 1973) is at most
     half way between one and T: $1 / \sum_i s_i^2 \le (T + 1) / 2$.
-
-    Args:
-        share: Shares s of the tasks, `(T,)`, with sum 1.
-
-    Returns:
-        Task numbers, the largest share first; empty if the total is not concentrated or unknown.
     """
     if len(share) < 2 or not np.isfinite(share).all() or 1 / (share**2).sum() > (len(share) + 1) / 2:
         return []

@@ -1,16 +1,25 @@
-"""Confidence intervals for the difference between two methods, paired over seeds and test examples."""
+"""Intervals for the difference between two methods: of each task, paired over seeds and test examples, and of means."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import polygamma, stdtr, stdtrit
+from scipy.special import nctdtrinc, polygamma, stdtr, stdtrit
+
+from lightning_meta.report.transfer.results import (
+    SEEDS_FOR_VERDICTS,
+    ForTheMethod,
+    ForTheseModels,
+    MethodVerdict,
+    OverSeedsVerdict,
+)
 
 ALPHA, FOR_SEEDS = 0.05, 0.035  # family-wise error of a method, and the part of it spent on common seed effects
+POWER = 0.8  # with which a difference of the size `smallest` is shown
 HEAVY_TAILED = 5.5  # degrees of freedom; chosen in simulations, see docs/multi_task.md
 FEW = 5  # with fewer tasks, common and task-specific seed effects cannot be separated
 
@@ -112,11 +121,7 @@ def paired_intervals(
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Corrected p-values of T tests, whose family-wise error is at most α (Holm 1979).
-
-    Args:
-        p: `(T,)`.
-    """
+    """Correct the p-values of T tests, `(T,)`, so that their family-wise error is at most α (Holm 1979)."""
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     corrected = np.empty_like(p)
@@ -173,14 +178,9 @@ def _sum(parts: np.ndarray, df: np.ndarray) -> tuple[float, float]:
 def without_common(means: np.ndarray) -> tuple[float, np.ndarray]:
     r"""Separate the effect $c_s$ of a seed on all tasks from its effects on single tasks.
 
-    $c_s$ is estimated by the mean over tasks; the rest is $m_{s,i} - \bar m_i - (c_s - \bar c)$.
-
-    Args:
-        means: Mean differences m by seed and task, `(S, T)`, in units of each task's residual standard deviation.
-
-    Returns:
-        The estimated variance of the mean of $c_s$ over seeds, and for each task the variance of the rest between
-        seeds, `(T,)`.
+    From mean differences m by seed and task, `(S, T)`, in units of each task's residual standard deviation, $c_s$ is
+    estimated by the mean over tasks; the rest is $m_{s,i} - \bar m_i - (c_s - \bar c)$. Returns the variance of the
+    mean of $c_s$ over seeds, and for each task the variance of the rest between seeds, `(T,)`.
     """
     seeds, tasks = means.shape
     common = means.mean(1)
@@ -241,9 +241,64 @@ def moderated(
 
 def _df_from_logs(scaled: np.ndarray, d: int) -> float:
     """Solve for d₀ in ψ'(d₀ / 2) = Var(log G) − ψ'(d / 2); infinite if the right side is not positive or unknown."""
-    if len(scaled) < 2:
-        return math.inf
-    excess = np.log(scaled).var(ddof=1) - polygamma(1, d / 2)
+    excess = np.log(scaled).var(ddof=1) - polygamma(1, d / 2) if len(scaled) > 1 else 0.0
     if not excess > 0:
         return math.inf
     return 2 * float(brentq(lambda half: polygamma(1, half) - excess, 1e-6, 1e12))
+
+
+def state(differences: np.ndarray) -> tuple[ForTheseModels, ForTheMethod]:
+    """Compute both statements from Δ by seed and task, `(S, T)`, without the tasks that have a NaN."""
+    known = differences[:, np.isfinite(differences).all(0)]
+    seeds, tasks = known.shape
+    of_tasks, of_seeds = known.mean(0), known.mean(1) if tasks else np.full(seeds, np.nan)
+    mean, low, high, smallest, _ = _t_test(of_tasks)
+    better, worse = int((of_tasks > 0).sum()), int((of_tasks < 0).sum())
+    models = ForTheseModels(mean, low, high, smallest, better, worse, tasks)
+    mean, low, high, smallest, p = _t_test(of_seeds)
+    verdict: OverSeedsVerdict = "no difference shown"
+    if seeds < SEEDS_FOR_VERDICTS:
+        verdict, smallest = "too few seeds", math.nan
+    elif tasks and not math.isfinite(low):
+        verdict = "seeds do not differ"
+    elif p < ALPHA:
+        verdict = "helps" if mean > 0 else "hurts"
+    return models, ForTheMethod(mean, low, high, smallest, p, seeds, verdict)
+
+
+def _t_test(values: np.ndarray) -> tuple[float, float, float, float, float]:
+    """Mean, ends of its 95 % interval, smallest difference shown, and p-value of a one-sample t test."""
+    mean, df = float(values.mean()) if len(values) else math.nan, len(values) - 1
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if df > 0 else math.nan
+    if not error > 1e-12 * abs(mean):  # a single value, or all are equal up to rounding
+        return mean, math.nan, math.nan, math.nan, math.nan
+    half, p = float(stdtrit(df, 1 - ALPHA / 2)) * error, float(2 * stdtr(df, -abs(mean) / error))
+    return mean, mean - half, mean + half, _smallest_shown(error, df, ALPHA), p
+
+
+def _smallest_shown(error: float, df: int, alpha: float) -> float:
+    """The true difference that a t test detects with power `POWER` (noncentral t), by the standard error."""
+    return float(nctdtrinc(df, 1 - POWER, stdtrit(df, 1 - alpha / 2))) * error
+
+
+def method_verdicts(methods: Mapping[str, ForTheMethod]) -> dict[str, MethodVerdict]:
+    """Give a verdict for each method by its statement over seeds, corrected for their number (Holm 1979).
+
+    If no method differs from the baseline, the probability that any is called better or worse is at most 5 %.
+    """
+    p = np.array([method.p for method in methods.values()], dtype=float)
+    tested = np.isfinite(p)
+    p[tested] = holm(p[tested])
+    alpha = ALPHA / max(int(tested.sum()), 1)  # the level of Holm's first step, for the smallest p-value
+    verdicts = {}
+    for (name, method), p_holm in zip(methods.items(), p.tolist(), strict=True):
+        smallest, verdict = math.nan, str(method.verdict)
+        if verdict == "seeds do not differ":
+            verdict = "same as the baseline" if method.mean == 0 else verdict
+        elif verdict != "too few seeds":
+            # The standard error, from the half-width of the t interval.
+            error = (method.high - method.low) / 2 / float(stdtrit(method.seeds - 1, 1 - ALPHA / 2))
+            smallest = _smallest_shown(error, method.seeds - 1, alpha)
+            verdict = "no difference shown" if p_holm >= ALPHA else "better" if method.mean > 0 else "worse"
+        verdicts[name] = MethodVerdict(method.mean, method.low, method.high, smallest, p_holm, verdict)
+    return verdicts

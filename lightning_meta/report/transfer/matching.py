@@ -35,15 +35,10 @@ NAMED_DIFFERENCES = 5  # maximum number of differences listed for one of these o
 
 @dataclass(frozen=True)
 class Method:
-    """The runs of one method, one for each seed.
+    """The runs of one method, one for each seed."""
 
-    Attributes:
-        name: Name of the folder of the runs; with its parent folder if several methods have the same name.
-        runs: Runs in the order of their seeds.
-    """
-
-    name: str
-    runs: tuple[Run, ...]
+    name: str  # name of the folder of the runs; with its parent folder if several methods have the same name
+    runs: tuple[Run, ...]  # in the order of their seeds
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -102,13 +97,10 @@ def compared_tasks(methods: Sequence[Method]) -> list[str]:
 
 
 def classes_of_examples(methods: Sequence[Method], task: str) -> np.ndarray | None:
-    """The class of each test example of a task, `(n,)`; None for a metric that is a mean over examples.
-
-    A torchmetrics class that is undefined without some of the examples gives no contributions of examples. In that case
-    each example is its own class, so that the task has no interval.
-    """
+    """The class of each test example of a task, `(n,)`; None for a metric that is a mean over examples."""
     results = [run.tasks[task] for method in methods for run in method.runs]
-    # Without contributions all scores equal the metric, see `metrics.values_of_class`.
+    # A torchmetrics class that is undefined without some of the examples gives no contributions of examples, and all
+    # scores equal the metric, see `metrics.values_of_class`. With a class for each example the task has no interval.
     if results[0].metric not in NAMED and any((r.scores == r.scores[0]).all() for r in results):
         return np.arange(len(results[0].ids))
     return results[0].classes
@@ -154,15 +146,9 @@ def match(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> tuple[M
 
 
 def differences_in_common(baseline: Method, methods: Sequence[Method], tuned: Collection[str] = ()) -> list[str]:
-    """Describe each option of `COMMON`, and the number of training steps, in which methods differ from the baseline.
+    """Describe each option of `COMMON`, and the training steps, in which methods differ from the baseline.
 
-    Args:
-        baseline: Method to compare with.
-        methods: The other methods.
-        tuned: Options that were tuned for each method, such as `model.optimizer.lr`; they are left out.
-
-    Returns:
-        Lines, one for each difference.
+    Options that were tuned for each method, such as `model.optimizer.lr`, are left out.
     """
     lines = []
     tuned_places = tuple(map(_as_option, tuned))

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
-from scipy.special import nctdtrinc, stdtr, stdtrit
-
-from lightning_meta.report.transfer.intervals import ALPHA, holm
-from lightning_meta.report.transfer.matching import Method
-
-POWER = 0.8
 SEEDS_FOR_VERDICTS = 3  # with two, t has one degree of freedom and almost never gives a verdict
 SELECTED = "selected for other tasks"  # why a task is hurt, see `comparison.cause_if_hurt`
-# As in `val/score`, except that errors and the log loss are divided by those of a constant prediction.
-FLOORS = {"r2": -1.0, "rmse": -math.sqrt(2), "mae": -math.sqrt(2), "log_loss": -2.0}
 ABOUT = {
     "sign": "higher is better",
     "intervals": "Of each task: two-way random effects of seeds and test examples, Satterthwaite's degrees of freedom; "
@@ -143,102 +133,6 @@ class TransferReport:
     baseline_rank: float  # mean rank of the baseline
     selection: dict[str, Selected]  # of the methods that select by task; empty if tasks have different metrics
     notes: tuple[str, ...]  # notes for the reader, one line each
-
-
-def state(differences: np.ndarray) -> tuple[ForTheseModels, ForTheMethod]:
-    """Compute both statements.
-
-    Args:
-        differences: Δ by seed and task, `(S, T)`, higher is better. Tasks with a NaN are left out.
-    """
-    known = differences[:, np.isfinite(differences).all(0)]
-    seeds, tasks = known.shape
-    of_tasks, of_seeds = known.mean(0), known.mean(1) if tasks else np.full(seeds, np.nan)
-    mean, low, high, smallest, _ = _t_test(of_tasks)
-    better, worse = int((of_tasks > 0).sum()), int((of_tasks < 0).sum())
-    models = ForTheseModels(mean, low, high, smallest, better, worse, tasks)
-    mean, low, high, smallest, p = _t_test(of_seeds)
-    verdict: OverSeedsVerdict = "no difference shown"
-    if seeds < SEEDS_FOR_VERDICTS:
-        verdict, smallest = "too few seeds", math.nan
-    elif tasks and not math.isfinite(low):
-        verdict = "seeds do not differ"
-    elif p < ALPHA:
-        verdict = "helps" if mean > 0 else "hurts"
-    return models, ForTheMethod(mean, low, high, smallest, p, seeds, verdict)
-
-
-def _t_test(values: np.ndarray) -> tuple[float, float, float, float, float]:
-    """Mean, ends of its 95 % interval, smallest difference shown, and p-value of a one-sample t test."""
-    mean, df = float(values.mean()) if len(values) else math.nan, len(values) - 1
-    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if df > 0 else math.nan
-    if not error > 1e-12 * abs(mean):  # a single value, or all are equal up to rounding
-        return mean, math.nan, math.nan, math.nan, math.nan
-    half, p = float(stdtrit(df, 1 - ALPHA / 2)) * error, float(2 * stdtr(df, -abs(mean) / error))
-    return mean, mean - half, mean + half, _smallest_shown(error, df, ALPHA), p
-
-
-def _smallest_shown(error: float, df: int, alpha: float) -> float:
-    """The true difference that a t test detects with power `POWER` (noncentral t), by the standard error."""
-    return float(nctdtrinc(df, 1 - POWER, stdtrit(df, 1 - alpha / 2))) * error
-
-
-def method_verdicts(methods: Mapping[str, ForTheMethod]) -> dict[str, MethodVerdict]:
-    """Give a verdict for each method, corrected for their number.
-
-    If no method differs from the baseline, the probability that any is called better or worse is at most 5 %.
-
-    Args:
-        methods: Statement over seeds by name of the method.
-
-    Returns:
-        Verdicts by name of the method.
-    """
-    p = np.array([method.p for method in methods.values()], dtype=float)
-    tested = np.isfinite(p)
-    p[tested] = holm(p[tested])
-    alpha = ALPHA / max(int(tested.sum()), 1)  # the level of Holm's first step, for the smallest p-value
-    verdicts = {}
-    for (name, method), p_holm in zip(methods.items(), p.tolist(), strict=True):
-        smallest, verdict = math.nan, str(method.verdict)
-        if verdict == "seeds do not differ":
-            verdict = "same as the baseline" if method.mean == 0 else verdict
-        elif verdict != "too few seeds":
-            # The standard error, from the half-width of the t interval.
-            error = (method.high - method.low) / 2 / float(stdtrit(method.seeds - 1, 1 - ALPHA / 2))
-            smallest = _smallest_shown(error, method.seeds - 1, alpha)
-            verdict = "no difference shown" if p_holm >= ALPHA else "better" if method.mean > 0 else "worse"
-        verdicts[name] = MethodVerdict(method.mean, method.low, method.high, smallest, p_holm, verdict)
-    return verdicts
-
-
-def differences(method: Method, against: Method, names: Sequence[str], selected: str = "test") -> np.ndarray:
-    """Δ of every seed and task, `(S, T)`, in units in which tasks can be averaged; see `ABOUT`.
-
-    Args:
-        method: The method.
-        against: The baseline.
-        names: Names of the tasks.
-        selected: "joint" for the baseline with one selected epoch for all tasks; NaN if it was not recorded.
-    """
-    values = np.stack([method.per_seed(names, "test"), against.per_seed(names, selected)])
-    for i, name in enumerate(names):
-        task = against.tasks[name]
-        values[..., i] /= task.sign * unit_of(against, name)
-        values[..., i] = np.maximum(values[..., i], FLOORS.get(task.metric, -math.inf))  # NaN stays
-    change: np.ndarray = values[0] - values[1]
-    return change
-
-
-def unit_of(against: Method, name: str) -> float:
-    """The divisor of a task's metric before averaging over tasks: for errors, that of a constant prediction.
-
-    If that is unknown, it is the error of the baseline.
-    """
-    if against.tasks[name].better == "higher":
-        return 1.0
-    errors = (against.mean(name, field) for field in ("constant", "test"))
-    return next((error for error in errors if math.isfinite(error) and error > 0), 1.0)
 
 
 def common_metric(tasks: Sequence[TaskTransfer]) -> str:

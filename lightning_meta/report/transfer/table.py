@@ -92,10 +92,10 @@ def _print_tasks(console: Console, method: MethodTransfer, baseline: str, rest: 
             change_text(task.metric, task.delta),
             _interval(task.metric, task.low, task.high) if math.isfinite(task.low) else "–",
         ]
-        verdict = MARKS.get(task.verdict, task.verdict)
         if narrow:
-            cells.append("–" if task.verdict in ("no difference shown", "too few seeds") else verdict)
+            cells.append(MARKS.get(task.verdict, "–"))
         else:
+            verdict = MARKS.get(task.verdict, task.verdict)
             cells += [change_text(task.metric, task.gap), f"{verdict}: {task.cause}" if task.cause else verdict]
         table.add_row(*map(_text, cells))
     console.print(table)
@@ -105,8 +105,6 @@ def _print_tasks(console: Console, method: MethodTransfer, baseline: str, rest: 
         where = f"; all are in {rest}" if rest else ""
         half = SHOWN // 2
         console.print(_text(f"The worst {half} and the best {half} of {len(method.tasks)}{where}. {counts}."))
-    if narrow:
-        console.print("–: no difference shown, or too few seeds for a verdict")
     for task in tasks:
         joint = ""
         if task.cause == SELECTED and math.isfinite(task.delta_joint):

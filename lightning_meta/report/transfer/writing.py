@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from lightning_meta.errors import UserError, reason_of
@@ -167,41 +166,32 @@ def draw_gap(report: TransferReport, file: Path) -> None:
     numbers = _numbers_by_metric(report)
     figure = Figure((6.4, 4.4 * len(numbers)), layout="constrained")
     names = [shortened(name) for name in (report.baseline, *(method.method for method in report.methods))]
+    against = f"{names[1] if len(names) == 2 else 'methods'} and {names[0]}"
     panels = figure.subplots(len(numbers), squeeze=False)[:, 0]
     for axes, (metric, chosen) in zip(panels, numbers.items(), strict=True):
-        axes.legend(_draw_gaps(axes, report, metric, chosen), names, frameon=False, fontsize=8)
-        against = f"{names[1] if len(names) == 2 else 'methods'} and {names[0]}"
+        scale, tasks = scale_of(metric), [report.methods[0].tasks[i] for i in chosen]
+        examples = np.array([t.train_examples for t in tasks])
+        baseline = scale * np.array([t.baseline_gap for t in tasks])
+        axes.plot(examples, baseline, "o", mfc="white", mec="0.4", ms=6, ls="")
+        for i, method in enumerate(report.methods):
+            gaps = scale * np.array([method.tasks[j].gap for j in chosen])
+            grey = str(0.6 * i / max(len(report.methods) - 1, 1))
+            axes.plot(examples, gaps, SHAPES[i % len(SHAPES)], color=grey, ms=4, ls="")
+        axes.legend(axes.lines, names, frameon=False, fontsize=8)
+        axes.axhline(0, color="0.5", lw=0.8)
+        if examples.min() > 0 and examples.max() > 3 * examples.min():
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set(xlabel="training examples of the task", ylabel=f"{gap_of(tasks)},\n{unit(metric)}")
         what = f"{number_of(len(chosen), 'task')} of {label_of(metric).partition(',')[0]}"
         axes.set_title(f"{against}: {what}", fontsize=9)
     save_figure(figure, file)
 
 
-def _draw_gaps(axes: Axes, report: TransferReport, metric: str, numbers: list[int]) -> list[Line2D]:
-    """Draw the gaps of the tasks that have a metric, and return the markers of the baseline and of each method."""
-    scale, tasks = scale_of(metric), [report.methods[0].tasks[i] for i in numbers]
-    examples = np.array([t.train_examples for t in tasks])
-    baseline = scale * np.array([t.baseline_gap for t in tasks])
-    drawn = axes.plot(examples, baseline, "o", mfc="white", mec="0.4", ms=6, ls="")
-    for i, (method, grey) in enumerate(zip(report.methods, np.linspace(0.0, 0.6, len(report.methods)), strict=True)):
-        gaps = scale * np.array([method.tasks[j].gap for j in numbers])
-        drawn += axes.plot(examples, gaps, SHAPES[i % len(SHAPES)], color=str(grey), ms=4, ls="")
-    axes.axhline(0, color="0.5", lw=0.8)
-    if examples.min() > 0 and examples.max() > 3 * examples.min():
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="training examples of the task", ylabel=f"{gap_of(tasks)},\n{unit(metric)}")
-    return drawn
-
-
 def log_report(report: TransferReport, folder: Path, project: str) -> None:
-    """Log the tables and figures of the report as a separate W&B run; offline with `WANDB_MODE=offline`.
-
-    Args:
-        report: The comparison.
-        folder: Folder that has `forest.png` and `gap.png`, and to which wandb writes its files.
-        project: Name of the W&B project.
+    """Log the tables of the report and the figures in its folder as a W&B run; offline with `WANDB_MODE=offline`.
 
     Raises:
         UserError: wandb is not installed, or reports an error.
