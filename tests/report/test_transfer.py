@@ -290,11 +290,11 @@ def test_every_difference_of_rates_and_steps_is_named(tmp_path: Path) -> None:
         config = {"model": {"init_args": {"optimizer": optimizer}}}
         write_run(tmp_path / method / "0", {"a": Simulated(np.arange(50) % 2)}, config=config, steps=steps)
     notes = "\n".join(against_independent(tmp_path).notes)
-    assert "differ in model.init_args.optimizer.init_args.lr: 0.3 and 0.1" in notes
+    assert "differ in model.optimizer.lr: 0.3 and 0.1" in notes
     tuned = " ".join(compare([tmp_path / "shared"], [tmp_path / "independent"], tuned=["model.optimizer.lr"]).notes)
-    assert "optimizer.init_args.lr" not in tuned
-    assert "differ in model.init_args.optimizer.init_args.weight_decay: 0.5 and 0.0" in tuned
-    assert "differ in model.init_args.optimizer.init_args.weight_decay: 0.5 and 0.0" in notes
+    assert "model.optimizer.lr" not in tuned
+    assert "differ in model.optimizer.weight_decay: 0.5 and 0.0" in tuned
+    assert "differ in model.optimizer.weight_decay: 0.5 and 0.0" in notes
     assert "differ in the training steps that were made, on average 40 and 20" in notes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,21 @@ from lightning_meta.report.transfer.reading import Run, TaskResult, read_run, ru
 from lightning_meta.run.differences import HOW
 from lightning_meta.tasks.few_rows import enough_rows
 
-# Options that the methods of a fair comparison have in common, as paths in `config.yaml`.
+# Options that the methods of a fair comparison have in common, with those below them.
 COMMON = (
     "data",
     "checkpoint.monitor",
     "trainer.max_steps",
     "trainer.max_epochs",
     "trainer.max_time",
-    "model.init_args.backbone",
-    "model.init_args.optimizer",
-    "model.init_args.lr_scheduler",
-    "model.init_args.backbone_lr_factor",
+    "model.backbone",
+    "model.optimizer",
+    "model.lr_scheduler",
+    "model.backbone_lr_factor",
     "trainer.accumulate_grad_batches",
     "trainer.limit_train_batches",
 )
-NAMED_DIFFERENCES = 5  # maximum number of differences listed for one of these options
+MOST = 10  # differences that are listed for a method
 
 
 @dataclass(frozen=True)
@@ -146,21 +146,21 @@ def match(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> tuple[M
 
 
 def differences_in_common(baseline: Method, methods: Sequence[Method], tuned: Collection[str] = ()) -> list[str]:
-    """Describe each option of `COMMON`, and the training steps, in which methods differ from the baseline.
+    """Describe the options of `COMMON`, and the training steps, in which methods differ from the baseline.
 
     Options that were tuned for each method, such as `model.optimizer.lr`, are left out.
     """
     lines = []
-    tuned_places = tuple(map(_as_option, tuned))
+    left_out = [name.replace(".init_args.", ".") for name in tuned]
     for method in methods:
         differ, fitted = f"{method.name} and {baseline.name} differ in", method.is_fitted or baseline.is_fitted
-        for place in COMMON:
-            if fitted and place.startswith("model."):  # a linear model has no backbone and no optimizer
-                continue
-            a, b = (_at(each.runs[0].config, place) for each in (method, baseline))
-            untuned = (d for d in _differing(a, b, place) if not _as_option(d[0]).startswith(tuned_places))
-            for where, left, right in islice(untuned, NAMED_DIFFERENCES):
-                lines.append(f"{differ} {where}: {_short(left)} and {_short(right)}")
+        options = [
+            f"{differ} {name}: {_short(left)} and {_short(right)}"
+            for name, left, right in _differing(method.runs[0], baseline.runs[0])
+            # A linear model has no backbone and no optimizer.
+            if _is_below(name, COMMON) and not _is_below(name, left_out) and not (fitted and _is_below(name, ["model"]))
+        ]
+        lines += options[:MOST]
         ours, theirs = (np.mean([run.last_step for run in each.runs]) for each in (method, baseline))
         if np.isfinite(ours - theirs) and ours != theirs and not fitted:
             lines.append(f"{differ} the training steps that were made, on average {ours:,.0f} and {theirs:,.0f}")
@@ -183,10 +183,10 @@ def _methods(directories: Sequence[Path]) -> list[Method]:
                     f"{a.directory} and {b.directory} have the same seed, {a.seed}; leave one "
                     "out, or give variants different names with fit --name"
                 )
-            for where, left, right in _differing(b.config.get("model"), a.config.get("model"), "model"):
-                if _as_option(where).rstrip(".") not in HOW:
+            for option, left, right in _differing(b, a):
+                if _is_below(option, ["model"]) and option not in HOW:
                     raise UserError(
-                        f"{b.directory} and {a.directory} are runs of {name} that differ in {where}: {_short(left)} "
+                        f"{b.directory} and {a.directory} are runs of {name} that differ in {option}: {_short(left)} "
                         f"and {_short(right)}; a method has a single configuration, give variants different names"
                     )
         methods.append(Method(name, tuple(runs)))
@@ -218,26 +218,25 @@ def _check_same_data(run: Run, first: Run) -> None:
                 raise UserError(f"{both} differ in {field} of task {name!r}: {a} and {b}")
 
 
-def _at(config: dict[str, Any], place: str) -> Any:
-    """The value at a path with dots in a configuration; None if it has none."""
-    value: Any = config
-    for key in place.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+def _differing(a: Run, b: Run) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name of each option in which two runs differ, with both values."""
+    ours, theirs = _options(a.config), _options(b.config)
+    for name in {**ours, **theirs}:
+        if ours.get(name) != theirs.get(name):
+            yield name, ours.get(name), theirs.get(name)
 
 
-def _differing(a: Any, b: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the path of each option in which two configurations differ, with both values."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in {**a, **b}:
-            yield from _differing(a.get(key), b.get(key), f"{place}.{key}")
-    elif a != b:
-        yield place, a, b
+def _options(config: dict[str, Any], section: str = "") -> dict[str, Any]:
+    """The options of a configuration by name, without `init_args`."""
+    options: dict[str, Any] = {}
+    for key, value in config.items():
+        name = section if key == "init_args" else f"{section}.{key}".lstrip(".")
+        options |= _options(value, name) if isinstance(value, dict) else {name: value}
+    return options
 
 
-def _as_option(place: str) -> str:
-    """The name of an option without `init_args`, with a dot at the end, so that a prefix matches whole names."""
-    return f"{place.replace('.init_args.', '.')}."
+def _is_below(name: str, options: Collection[str]) -> bool:
+    return any(f"{name}.".startswith(f"{option}.") for option in options)
 
 
 def _short(value: Any) -> str:
