@@ -82,14 +82,10 @@ def _heatmap(values: np.ndarray, names: list[str], title: str, across: str = "",
     exponent = int(np.floor(np.log10(limit))) if limit < 0.01 else 0
     shown, limit = values / 10.0**exponent, limit / 10.0**exponent
     image = axes.imshow(shown, COLOURS, vmin=-limit, vmax=limit, interpolation="nearest")
-    extend = {(True, False): "min", (False, True): "max", (True, True): "both"}.get(
-        (bool(np.nanmin(shown) < -limit), bool(np.nanmax(shown) > limit)), "neither"
-    )
-    bar = figure.colorbar(image, ax=axes, extend=extend, shrink=0.8 if count > 4 else 1.0)
-    bar.ax.tick_params(labelsize=7)
+    extend = "both" if np.nanmax(np.abs(shown)) > limit else "neither"
+    figure.colorbar(image, ax=axes, extend=extend, shrink=0.8 if count > 4 else 1.0).ax.tick_params(labelsize=7)
     axes.set_xticks(range(count), names, rotation=90, fontsize=8 if printed else 6.5)
     axes.set_yticks(range(count), names, fontsize=8 if printed else 6.5)
-    axes.tick_params(length=2 if printed else 0)
     axes.set_xlabel(across, fontsize=8)
     axes.set_ylabel(down, fontsize=8)
     figure.suptitle(title + (f", × 10{str(exponent).translate(SUPERSCRIPTS)}" if exponent else ""), fontsize=9)

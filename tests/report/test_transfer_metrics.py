@@ -16,10 +16,9 @@ from scipy import stats
 
 from lightning_meta.multitask.records import TaskRecord
 from lightning_meta.multitask.tables import NOT_BETTER
-from lightning_meta.report.transfer import compare
+from lightning_meta.report.transfer import compare, print_report
 from lightning_meta.report.transfer.intervals import paired_intervals
 from lightning_meta.report.transfer.reading import MEANS, TaskResult
-from lightning_meta.report.transfer.table import print_report
 from lightning_meta.tasks import Binary, Multilabel, Regression, Task
 from tests.report.transfer_runs import Simulated, write_run
 
