@@ -228,7 +228,7 @@ def test_a_task_of_few_test_examples_decides_nothing(tmp_path: Path) -> None:
 
 def test_one_seed_says_what_it_cannot_say(tmp_path: Path) -> None:
     report = against_independent(story(tmp_path, ["a", "b"], {"shared": {}}, seeds=(4,)))
-    assert "One seed (4)" in report.notes[0]
+    assert "1 seed (4)" in report.notes[0]
     assert "not the variation between seeds" in report.notes[0]
     three = against_independent(story(tmp_path / "three", ["a", "b"], {"shared": {}}))
     assert "3 seeds (1, 2, 3)" in three.notes[0]

@@ -227,7 +227,7 @@ def test_means_of_errors_say_their_unit_and_do_not_depend_on_those_of_targets(tm
     print_report(report, Console(file=(text := io.StringIO()), width=140))
     printed = " ".join(text.getvalue().split())
     assert "mean 0.500; with one joint epoch 0.600 (errors over that of a constant prediction)." in printed
-    assert "The mean Δ and the statements are in units of the error of a constant prediction" in printed
+    assert "the mean Δ and the statements are in comparable units, errors over that of a constant prediction" in printed
     assert report.methods[0].mean_delta_joint == pytest.approx(0.2)
 
 

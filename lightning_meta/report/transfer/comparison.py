@@ -279,17 +279,11 @@ def _limits(against: Method, transfers: Sequence[MethodTransfer]) -> list[str]:
     seeds, first = len(against.seeds), transfers[0].tasks
     tasks = [task for transfer in transfers for task in transfer.tasks]
     compared = max(sum(t.verdict != "not comparable" for t in transfer.tasks) for transfer in transfers)
-    listed = ", ".join(map(str, against.seeds))
-    if seeds == 1:
-        lines = [
-            f"One seed ({listed}): the intervals cover only the choice of test examples, not the variation between "
-            "seeds, so there are no verdicts."
-        ]
-    else:
-        lines = [
-            f"{seeds} seeds ({listed}): the intervals cover new seeds and new test examples. The effect of a seed "
-            f"on all tasks together has {number_of(seeds - 1, 'degree')} of freedom, however many tasks there are."
-        ]
+    cover = "only the choice of test examples, not the variation between seeds, so there are no verdicts."
+    if seeds > 1:
+        degrees = f"{number_of(seeds - 1, 'degree')} of freedom, however many tasks there are"
+        cover = f"new seeds and new test examples. The effect of a seed on all tasks together has {degrees}."
+    lines = [f"{number_of(seeds, 'seed')} ({', '.join(map(str, against.seeds))}): the intervals cover {cover}"]
     if halves := [(t.high - t.low) / 2 for t in tasks if math.isfinite(t.low)]:
         typical = ""
         if _one_unit([task for task in first if task.verdict != "not comparable"]):
@@ -304,16 +298,10 @@ def _limits(against: Method, transfers: Sequence[MethodTransfer]) -> list[str]:
             f"whose metric is not defined, as where all targets are equal: {named}. Means, counts and statements are "
             "over the other tasks."
         )
-    if not common_metric(first):
-        metrics = ", ".join(sorted({task.metric for task in first}))
+    if not _one_unit(first):
         lines.append(
-            f"Tasks have different metrics ({metrics}): the mean Δ and the statements are in comparable units, errors "
-            "over that of a constant prediction, and there is no mean gap."
-        )
-    elif transfers[0].has_errors:
-        lines.append(
-            "The mean Δ and the statements are in units of the error of a constant prediction, since targets may have "
-            "different units."
+            "Tasks have different metrics or units: the mean Δ and the statements are in comparable units, errors over "
+            "that of a constant prediction."
         )
     if excluded := max(transfer.delta_m_excluded for transfer in transfers):
         lines.append(
@@ -324,18 +312,8 @@ def _limits(against: Method, transfers: Sequence[MethodTransfer]) -> list[str]:
 
 
 def _notes_on_tasks(methods: Sequence[Method], names: Sequence[str], compared: Sequence[str]) -> list[str]:
-    """Lines on the tasks in which a method is as bad as a constant, without an interval, or not converged."""
+    """Lines on the tasks without an interval, and those in which a method is as bad as a constant, or not converged."""
     lines = []
-    for method in methods:
-        own = compared_tasks([method])
-        gains = {
-            name: method.tasks[name].sign * (method.mean(name, "test") - method.mean(name, "constant")) for name in own
-        }
-        if failed := [name for name, gain in gains.items() if gain <= 0]:
-            lines.append(
-                f"{method.name} is not better than a constant, the best prediction that ignores the input, "
-                f"in {len(failed)} of {len(own)} tasks: {some_of(failed)}."
-            )
     classes = {name: classes_of_examples(methods, name) for name in compared}
     if one := [n for n, of in classes.items() if of is not None and 1 in np.unique(of, return_counts=True)[1]]:
         lines.append(
@@ -343,9 +321,13 @@ def _notes_on_tasks(methods: Sequence[Method], names: Sequence[str], compared: S
             f"the metric is not defined without it: {some_of(one)}."
         )
     for method in methods:
-        if late := [name for name in names if method.converged(name) is False]:
-            lines.append(
-                f"{method.name} is not converged, train longer: the last validation was the best one in at least one "
-                f"seed in {len(late)} of {len(names)} tasks: {some_of(late)}."
-            )
+        gains = {n: method.tasks[n].sign * (method.mean(n, "test") - method.mean(n, "constant")) for n in compared}
+        constant = [name for name, gain in gains.items() if gain <= 0]
+        late = [name for name in names if method.converged(name) is False]
+        for failed, of, what in (
+            (constant, compared, "is not better than a constant, the best prediction that ignores the input,"),
+            (late, names, "is not converged, train longer: the last validation was the best one in at least one seed"),
+        ):
+            if failed:
+                lines.append(f"{method.name} {what} in {len(failed)} of {len(of)} tasks: {some_of(failed)}.")
     return lines

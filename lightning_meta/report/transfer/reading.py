@@ -267,25 +267,22 @@ def read_arrays(file: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
             size, inflated = os.fstat(stream.fileno()).st_size, sum(members[name].file_size for name in names)
             if inflated > RATIO * size + SLACK:
                 raise ValueError(f"it would inflate from {size:,} bytes to {inflated / 1e9:,.1f} GB")
-            return {name: _read(archive, members[name]) for name in names}
+            arrays = {}
+            for name in names:
+                # Other compression methods can expand a few bytes until the memory is full.
+                if members[name].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"{name} is compressed by a method that NumPy does not use")
+                with archive.open(members[name]) as member:  # NumPy allocates the size in the header before it reads
+                    shape, _, dtype = HEADERS[npy.read_magic(member)](member)
+                    size = members[name].file_size - member.tell()
+                # Any number of elements of no size takes no bytes in the file.
+                negative, sized = min(shape, default=0) < 0, dtype.itemsize > 0
+                if dtype.hasobject or negative or not sized or math.prod(shape) * dtype.itemsize != size:
+                    raise ValueError(f"{name} is not an array of the type and shape that its header claims")
+                with archive.open(members[name]) as member:
+                    arrays[name] = npy.read_array(member, allow_pickle=False)
+            return arrays
     except (FileNotFoundError, UserError):
         raise
     except Exception as error:  # NumPy parses headers and zipfile inflates data: both raise many types of errors
         raise UserError(f"{file} is damaged, or holds more than plain arrays: {reason_of(error, 200)}") from error
-
-
-def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    """Read an array after checking that its header claims as many bytes as there are."""
-    # Other compression methods can expand a few bytes until the memory is full.
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{info.filename} is compressed by a method that NumPy does not use")
-    with archive.open(info) as member:  # NumPy allocates the size in the header before it reads
-        shape, _, dtype = HEADERS[npy.read_magic(member)](member)
-        held = info.file_size - member.tell()
-        # Any number of elements of no size takes no bytes in the file.
-        negative, sized = min(shape, default=0) < 0, dtype.itemsize > 0
-        if dtype.hasobject or negative or not sized or math.prod(shape) * dtype.itemsize != held:
-            raise ValueError(f"{info.filename} is not an array of the type and shape that its header claims")
-    with archive.open(info) as member:
-        array: np.ndarray = npy.read_array(member, allow_pickle=False)
-    return array
