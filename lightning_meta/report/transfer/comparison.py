@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from lightning_meta.errors import some_of
 from lightning_meta.functional.delta_m import FLOOR, delta_m
@@ -55,7 +54,8 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path], tuned: C
     everyone = [against, *methods]
     names, compared = list(against.tasks), compared_tasks(everyone)
     values = np.array([[m.tasks[name].sign * m.mean(name, "test") for name in compared] for m in everyone])
-    ranks = [_mean(row) for row in rankdata(-values, axis=0).tolist()]  # 1 is best; ties get the mean of their ranks
+    better, equal = (values[None] > values[:, None]).sum(1), (values[None] == values[:, None]).sum(1)
+    ranks = [_mean(row) for row in better + (equal + 1) / 2]  # 1 is best; ties get the mean of their ranks
     transfers = tuple(_transfer(m, against, r) for m, r in zip(methods, ranks[1:], strict=True))
     selection = {m.name: selected for m in everyone if (selected := _selected(m, against)) is not None}
     notes = (

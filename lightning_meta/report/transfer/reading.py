@@ -6,7 +6,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,7 +245,7 @@ def _predictions(file: Path) -> dict[str, dict[str, Any]]:
     return fields
 
 
-def read_arrays(file: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+def read_arrays(file: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     """Read arrays of a `.npz` file by name; code in the file is never run.
 
     Args:

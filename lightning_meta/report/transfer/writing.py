@@ -124,7 +124,7 @@ def _print_tasks(console: Console, method: MethodTransfer, baseline: str, rest: 
             metric_text(task.metric, task.baseline),
             metric_text(task.metric, task.value),
             change_text(task.metric, task.delta),
-            _interval(task.metric, task.low, task.high) if math.isfinite(task.low) else "–",
+            _interval(task.metric, task.low, task.high),
         ]
         if narrow:
             cells.append(MARKS.get(task.verdict, "–"))
@@ -216,7 +216,7 @@ def _amount(metric: str, value: float) -> str:
 
 
 def _interval(metric: str, low: float, high: float) -> str:
-    return f"[{change_text(metric, low)}, {change_text(metric, high)}]"
+    return f"[{change_text(metric, low)}, {change_text(metric, high)}]" if math.isfinite(low) else "–"
 
 
 def metric_text(metric: str, value: float) -> str:
