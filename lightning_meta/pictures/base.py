@@ -64,24 +64,11 @@ class Picture(Callback, ABC):
 
     @abstractmethod
     def draw(self, module: MetaModule, dataset: Episodes, folder: Path) -> Figure:
-        """Draw the picture.
-
-        Args:
-            module: Tested meta-learner, in evaluation mode.
-            dataset: Test tasks.
-            folder: Directory `figures/` of the run, for an additional table.
-
-        Returns:
-            The figure; it is saved by the caller.
-        """
+        """Draw the test tasks of a meta-learner in evaluation mode; a table may be written to the folder `figures/`."""
 
 
 def learn(module: MetaModule, dataset: Episodes, task: int) -> tuple[Episode, Any, Examples, Examples]:
-    """Adapt to the test task of a number.
-
-    Returns:
-        The task as a meta-batch of one; the state; and support and query set as inputs of the network.
-    """
+    """Adapt to a test task: returns it as a meta-batch of one, the state, and both sets as inputs of the network."""
     episode = dataset[task]
     device = module.device
     support, query = (Examples(part.x.to(device), part.y.to(device)) for part in (episode.support, episode.query))

@@ -224,15 +224,7 @@ def _draw_rows(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> None:
 
 @plain_text
 def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = "val/accuracy") -> Path:
-    """Draw a metric of several runs against the training step, with its 95 % interval shaded if it was logged.
-
-    Args:
-        runs: Run directories.
-        out: File of the figure, such as `curves.png`; its suffix sets the format.
-        metric: Name of the metric in `metrics.csv`, such as `val/accuracy`.
-
-    Returns:
-        The file of the figure.
+    """Draw a metric of several runs against the training step; return the file, whose suffix sets the format.
 
     Raises:
         UserError: A run has no `metrics.csv` or no finite value of the metric, or the figure cannot be written.

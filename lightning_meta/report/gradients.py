@@ -32,12 +32,7 @@ def write_conflict_figures(directory: str | Path, method: str = "") -> list[Path
     order of a hierarchical clustering of their cosines (average linkage of 1 − cosine). Cells are white on the diagonal
     of the cosines, which is always 1, and for pairs of tasks that were never in a batch together.
 
-    Args:
-        directory: The run directory.
-        method: Name of the method, for the titles.
-
-    Returns:
-        The files of the figures: none without a measurement of two tasks, and no affinity if it was not measured.
+    Returns the files: none without a measurement of two tasks, and no affinity if it was not measured.
     """
     directory = Path(directory)
     if not (directory / PAIRS).is_file():

@@ -43,7 +43,8 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path], tuned: C
     """Compare multi-task runs with those of a baseline, task by task.
 
     Args:
-        runs: Run directories, or folders with the runs of one method.
+        runs: Run directories, or folders with the runs of one method. Runs of the baseline among them are left out, so
+            that a pattern may match all runs.
         baseline: Runs of the method to compare with, usually `Independent`.
         tuned: Options that were tuned for each method, such as `model.optimizer.lr`: no note says that they differ.
 

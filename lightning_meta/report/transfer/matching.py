@@ -107,15 +107,7 @@ def classes_of_examples(methods: Sequence[Method], task: str) -> np.ndarray | No
 
 
 def match(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> tuple[Method, list[Method]]:
-    """Read runs, and check that they can be compared.
-
-    Args:
-        runs: Run directories, or folders with the runs of one method. Runs of the baseline among them are left out, so
-            that a pattern may match all runs.
-        baseline: Run directories of the method to compare with, or their folder.
-
-    Returns:
-        The baseline, and the other methods in the given order.
+    """Read runs, and check that they can be compared; return the baseline, and the other methods in the given order.
 
     Raises:
         UserError: The runs differ in tasks, data, test examples or seeds, two runs of a method have the same seed or

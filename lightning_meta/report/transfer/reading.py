@@ -85,11 +85,9 @@ class Run:
 
 
 def run_directories(paths: Sequence[str | Path]) -> list[Path]:
-    """Find the run directories that paths name, each once.
+    """Find the run directories that paths name, each once; a path may be a folder with the runs of one method.
 
-    Args:
-        paths: Run directories, or folders with the runs of one method. In such a folder, runs that stopped before their
-            first checkpoint are skipped.
+    In such a folder, runs that stopped before their first checkpoint are skipped.
 
     Raises:
         UserError: A path does not name a run.
@@ -247,13 +245,6 @@ def _predictions(file: Path) -> dict[str, dict[str, Any]]:
 
 def read_arrays(file: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     """Read arrays of a `.npz` file by name; code in the file is never run.
-
-    Args:
-        file: File written by `numpy.savez` or `savez_compressed`.
-        names: Names of the arrays to read.
-
-    Returns:
-        The arrays by name.
 
     Raises:
         UserError: The file is damaged, too large, lacks an array, or contains more than plain arrays.
