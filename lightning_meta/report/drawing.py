@@ -96,11 +96,7 @@ def draw_chance(axes: Axes, metric: str, chance: float | None, label: str = "cha
 
 
 def place_rows(tasks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Place T sorted rows: with many tasks only the first and the last ones have a name, and the others are thin.
-
-    Returns:
-        The heights at which rows are drawn, and which rows have a name, `(T,)` each.
-    """
+    """Return the heights of T sorted rows, and which have a name: with many tasks only the first and the last ones."""
     named = np.ones(tasks, dtype=bool)
     if tasks > NAMED + 20:
         named[NAMED // 2 : -NAMED // 2] = False

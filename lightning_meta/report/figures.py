@@ -127,10 +127,7 @@ def _training(columns: dict[str, np.ndarray], metric: str, about: About, what: s
 
 
 def _tasks(columns: dict[str, np.ndarray], metric: str, about: About) -> Figure | None:
-    """Draw the metric after each inner step with its 95 % interval; without inner steps, a histogram over tasks.
-
-    None with fewer than two tasks whose scores are all finite.
-    """
+    """Draw the metric after each inner step, or a histogram over tasks; None with fewer than two finite tasks."""
     scores = np.array([values for name, values in columns.items() if name not in TEXT], ndmin=2)
     finite = np.all(np.isfinite(scores), axis=0)
     scores, tasks = scores[:, finite], int(finite.sum())

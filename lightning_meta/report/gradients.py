@@ -21,7 +21,6 @@ from lightning_meta.run.gradient_table import PAIRS, mean_pairs
 # From dark blue through grey to light yellow: hue shows the sign, and so does lightness in black and white.
 COLOURS = "cividis"
 PRINTED = 16  # maximum number of tasks for which the values are printed in the cells
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @plain_text
@@ -83,7 +82,7 @@ def _heatmap(values: np.ndarray, names: list[str], title: str, across: str = "",
     axes.set_yticks(range(count), names, fontsize=8 if printed else 6.5)
     axes.set_xlabel(across, fontsize=8)
     axes.set_ylabel(down, fontsize=8)
-    figure.suptitle(title + (f", × 10{str(exponent).translate(SUPERSCRIPTS)}" if exponent else ""), fontsize=9)
+    figure.suptitle(title + (f", × 1e{exponent}" if exponent else ""), fontsize=9)
     digits = 3 if limit < 0.1 else 2
     for (i, j), value in np.ndenumerate(shown) if printed else ():
         if np.isfinite(value):

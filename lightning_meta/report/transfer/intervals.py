@@ -130,11 +130,10 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def _mean_squares(differences: np.ndarray, bounded: bool, classes: np.ndarray | None) -> Sequence[float]:
-    """The mean squares of one task, see `paired_intervals`, from the differences by seed and test example, `(S, n)`.
+    """The mean squares of the differences of one task, `(S, n)`, see `paired_intervals`.
 
-    Returns:
-        Mean square between seeds $M_a$, NaN for one seed; mean square between examples $M_b$, NaN for one example, and
-        its degrees of freedom; residual mean square $M_e$, 0 without degrees of freedom, and its degrees of freedom.
+    Returns $M_a$, NaN for one seed; $M_b$, NaN for one example, and its degrees of freedom; $M_e$, 0 if it has no
+    degrees of freedom, and these.
     """
     seeds, n = differences.shape
     mean, seed_means = differences.mean(), differences.mean(1)
@@ -207,15 +206,8 @@ def moderated(
     of this estimate and that from the variance of $\log G_i$ over tasks with $G_i > 0$, which is
     $\psi'(d / 2) + \psi'(d_0 / 2)$ (section 6.2); $s_0^2$ stays that of the moments.
 
-    Args:
-        between_seeds: Mean squares between seeds $M_{a,i}$, `(T,)`.
-        residual: Residual mean squares $M_{e,i}$, `(T,)`.
-        sizes: Numbers $n_i$ of test examples, `(T,)`.
-        seeds: Number S of seeds, at least 2.
-
-    Returns:
-        The moderated mean squares `(T,)` and their degrees of freedom `(T,)`. Tasks without a residual or a mean square
-        keep their own; so do all tasks if fewer than two have both.
+    Takes $M_{a,i}$, $M_{e,i}$ and $n_i$, `(T,)` each, and S, at least 2; returns the moderated mean squares and their
+    degrees of freedom. Tasks without both mean squares keep their own, and so do all if fewer than two tasks have them.
     """
     d = seeds - 1
     usable = (residual > 0) & np.isfinite(between_seeds)

@@ -52,12 +52,9 @@ class ForTheMethod(Estimate):
 
 @dataclass(frozen=True)
 class MethodVerdict(Estimate):
-    """The difference between one of several methods and the baseline, over seeds; the interval is not corrected.
+    """The difference between one of several methods and the baseline, over seeds; the interval is not corrected."""
 
-    `smallest` is at the level of the first step of Holm's procedure.
-    """
-
-    p_holm: float  # p-value of no difference, corrected for the number of methods
+    p_holm: float  # p-value corrected for the number of methods; `smallest` is at the first step of Holm's procedure
     verdict: str  # that of `ForTheMethod` with "better" and "worse" by `p_holm`, or "same as the baseline"
 
 

@@ -295,10 +295,7 @@ def write_json(report: TransferReport, file: Path) -> None:
 
 @plain_text
 def draw_forest(report: TransferReport, file: Path) -> None:
-    """Draw Δ of every task with its 95 % interval, in a panel for each method; the marker shows the verdict.
-
-    If tasks have different metrics, there is a row of panels for each metric.
-    """
+    """Draw Δ of every task with its 95 % interval and verdict, in a row of panels for each metric."""
     methods, numbers = report.methods, _numbers_by_metric(report)
     orders = {metric: _sorted_tasks(report, chosen) for metric, chosen in numbers.items()}
     sizes = [ROW * max(place_rows(len(order))[0][-1] + 1, 4) + 0.5 for order in orders.values()]
