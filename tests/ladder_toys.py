@@ -63,6 +63,7 @@ class ToyTasks(Described, LightningModule):
                 {
                     "task": name,
                     "metric": "accuracy",
+                    "better": "higher",
                     "train_examples": 100,
                     "test_examples": n,
                     "best_step": 1,
@@ -74,6 +75,7 @@ class ToyTasks(Described, LightningModule):
                     "test_loss": 1.0,
                     "joint": "",
                     "gradient_share": "",
+                    "constant": "",
                 }
                 for i, name in enumerate(TASKS)
             ],

@@ -27,7 +27,7 @@ from lightning_meta.cli.ladder.tuning import SearchResult
 from lightning_meta.cli.ladder.verdicts import Row, Verdicts
 from lightning_meta.cli.sweep.file import Parameter
 from lightning_meta.errors import NonFiniteLossError, UserError
-from lightning_meta.report.transfer.results import method_verdicts, state
+from lightning_meta.report.transfer.intervals import method_verdicts, state
 
 LR = "model.optimizer.lr"
 LADDER: dict[str, Any] = {

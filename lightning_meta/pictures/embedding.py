@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -11,26 +12,21 @@ from torch import Tensor
 
 from lightning_meta.checks import whole
 from lightning_meta.data import Episodes
-from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule, ProtoNet
-from lightning_meta.pictures.base import Picture, class_names, episode_of, learn
-from lightning_meta.report.drawing import shortened
+from lightning_meta.pictures.base import Picture, class_names, learn
+from lightning_meta.report.drawing import panel, shortened
 
 MARKERS = "osD^vP<>XpH"  # without the star, which marks prototypes
 ROWS = 25  # class names per column of the legend
 
 
 def principal(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The plane of the two largest principal components.
-
-    Args:
-        features: Features `(M, D)`, D ≥ 2.
+    """The plane of the two largest principal components of features `(M, D)`, D ≥ 2.
 
     Returns:
         The centre `(D,)`, the two axes `(D, 2)` and the shares of the variance along them `(2,)`, in [0, 1]. The
         entry of each axis with the largest magnitude is positive, so that the orientation is deterministic.
     """
-    features = features.cpu().double()
     centre = features.mean(0)
     _, singular, axes = torch.linalg.svd(features - centre, full_matrices=False)
     plane = axes[:2].T
@@ -51,46 +47,36 @@ class EpisodeEmbedding(Picture):
         whole(0, task=task)
         self.task = task
 
-    def check(self, module: MetaModule, input_shape: Sequence[int] | None) -> None:
+    def check(self, module: MetaModule, input_shape: Sequence[int]) -> None:
         """Raise an error if the method is not `ProtoNet`."""
         if not isinstance(module, ProtoNet):
-            name = type(module).__name__
-            raise UserError(f"trainer.callbacks: EpisodeEmbedding draws prototypes, {name} has none; leave it out")
+            raise self.refusal(f"prototypes, {type(module).__name__} has none")
 
     def draw(self, module: MetaModule, dataset: Episodes, folder: Path) -> Figure:
         """Draw filled markers for support examples, hollow markers for queries, and stars for prototypes."""
         assert isinstance(module, ProtoNet)
-        episode = episode_of(dataset, self.task, module)
-        state, support, query = learn(module, episode)
+        episode, state, support, query = learn(module, dataset, self.task)
         with torch.no_grad():
             parts = [module.features(state, support.x), module.features(state, query.x), state["prototypes"]]
-        in_support, in_query, prototypes = (part.cpu().double() for part in parts)
-        centre, plane, shares = principal(torch.cat([in_support, in_query]))
-        in_support, in_query, prototypes = ((part - centre) @ plane for part in (in_support, in_query, prototypes))
-        names = class_names(dataset, episode.classes[0]) if episode.classes is not None else []
-        figure = Figure((7.0, 4.8), layout="constrained")
-        axes = figure.subplots()
-        handles = []
-        for label in range(len(names)):
-            marker = MARKERS[label % len(MARKERS)]
+        parts = [part.cpu().double() for part in parts]
+        centre, plane, shares = principal(torch.cat(parts[:2]))
+        in_support, in_query, prototypes = ((part - centre) @ plane for part in parts)
+        figure, axes = panel((7.0, 4.8))
+        handles, legend = [], []
+        for label, name in enumerate(class_names(dataset, episode)):
             shade = str(0.6 * (label % 4) / 3)
-            style = {"marker": marker, "ls": "", "color": shade, "ms": 5}
-            points = in_query[query.y.cpu() == label]
-            handles += axes.plot(points[:, 0], points[:, 1], **style, mfc="none")  # type: ignore[arg-type]
-            points = in_support[support.y.cpu() == label]
-            axes.plot(points[:, 0], points[:, 1], **style, mec="w", zorder=3)  # type: ignore[arg-type]
+            style: dict[str, Any] = {"marker": MARKERS[label % len(MARKERS)], "ls": "", "color": shade, "ms": 5}
+            handles += axes.plot(*in_query[query.y.cpu() == label].T, **style, mfc="none")
+            axes.plot(*in_support[support.y.cpu() == label].T, **style, mec="w", zorder=3)
             at = prototypes[label].tolist()
             axes.plot(*at, marker="*", ms=15, mec="k", mfc=shade, mew=0.8)
             axes.annotate(str(label + 1), at, xytext=(7, 6), textcoords="offset points", fontsize=8, weight="bold")
+            legend.append(f"{label + 1}: {shortened(name)}")
         x, y = (f"principal component {i + 1} ({100 * share:.0f} % of the variance)" for i, share in enumerate(shares))
-        axes.set(
-            xlabel=x,
-            ylabel=y,
-            title=f"{type(module).__name__}, test task {self.task}: ★ prototypes, filled support, hollow queries",
-        )
+        title = f"{type(module).__name__}, test task {self.task}: ★ prototypes, filled support, hollow queries"
+        axes.set(xlabel=x, ylabel=y, title=title)
         axes.set_aspect("equal", adjustable="datalim")
         # Handles are passed, since matplotlib's automatic legend omits labels that begin with "_".
-        legend = [f"{n + 1}: {shortened(name)}" for n, name in enumerate(names)]
-        columns = -(-len(names) // ROWS)
+        columns = -(-len(legend) // ROWS)
         figure.legend(handles, legend, fontsize=7, frameon=False, loc="outside right center", ncols=columns)
         return figure

@@ -62,8 +62,8 @@ class ShotAndWay(Picture):
         size = max(1, dataset.meta_batch_size * dataset.shape.largest()[0] // ways)
         drawn = EpisodeDataset(pool, "test", shape, size, self.tasks, 0)
         scores = []
-        for start in range(0, self.tasks, size):
-            batch = drawn.__getitems__(range(start, min(start + size, self.tasks)))
+        for tasks in torch.arange(self.tasks).split(size):
+            batch = drawn.__getitems__(tasks.tolist())
             batch = module.transfer_batch_to_device(batch, module.device, 0)
             outputs = module.predict_step(batch, 0)
             scores.append((outputs.argmax(-1) == batch.query.y).cpu().double().mean(-1))

@@ -14,6 +14,8 @@ from lightning_meta.report import write_figures
 from lightning_meta.report.figures import Point, _edges, columns_of, compare_training, draw_points
 from lightning_meta.report.gradients import write_conflict_figures
 
+HEADER = "task,metric,better,train_examples,train,val,test,constant"
+
 
 def test_draws_what_there_is(tmp_path: Path) -> None:
     assert write_figures(tmp_path) == []
@@ -56,7 +58,7 @@ def test_bins_of_other_scores_cover_them() -> None:
 
 def test_the_name_of_a_task_keeps_its_digits(tmp_path: Path) -> None:
     (tmp_path / "named.csv").write_text("task,metric,test\n7,r2,0.5\n9007199254740993,r2,\n")
-    named = columns_of(tmp_path / "named.csv", words=True)
+    named = columns_of(tmp_path / "named.csv", "task")
     assert named["task"].tolist() == ["7", "9007199254740993"]
     assert named["test"][0] == 0.5
 
@@ -79,7 +81,7 @@ def test_pictures_name_method_metric_chance_and_number_of_tasks(tmp_path: Path, 
     assert tasks.get_title() == "ProtoNet, 5-way 1-shot: 2 test tasks"
     assert training.get_ylabel() == tasks.get_xlabel() == "accuracy, %"
     assert training.lines[0].get_ydata() == pytest.approx([60])
-    assert [line.get_label() for line in tasks.lines] == ["mean 70.0 %", "chance 20 %"]
+    assert [line.get_label() for line in tasks.lines] == ["mean 70.0 %", "chance, 20 %"]
     assert "chance in validation, 20 %" in [line.get_label() for line in training.lines]
 
 
@@ -108,8 +110,12 @@ def test_curves_of_several_runs_name_the_number_of_tasks_in_the_mean(tmp_path: P
 
 
 def test_named_tasks_of_different_metrics_have_panels_of_their_own(tmp_path: Path, drawn: list[Figure]) -> None:
-    rows = ["rain,accuracy,90,0.9,0.8,0.7", "snow,accuracy,80,0.9,0.8,0.6", "heat,r2,70,0.5,0.4,0.3"]
-    (tmp_path / "per_task.csv").write_text("\n".join(["task,metric,train_examples,train,val,test", *rows, ""]))
+    rows = [
+        "rain,accuracy,higher,90,0.9,0.8,0.7,",
+        "snow,accuracy,higher,80,0.9,0.8,0.6,",
+        "heat,r2,higher,70,0.5,0.4,0.3,",
+    ]
+    (tmp_path / "per_task.csv").write_text("\n".join([HEADER, *rows, ""]))
     write_figures(tmp_path, {"model": "lightning_meta.MultiHead"})
     (figure,) = drawn
     assert [axes.get_xlabel() for axes in figure.axes] == ["accuracy, %", "R²"]
@@ -122,8 +128,8 @@ def test_named_tasks_of_different_metrics_have_panels_of_their_own(tmp_path: Pat
 
 
 def test_scores_below_zero_are_drawn_where_they_are(tmp_path: Path, drawn: list[Figure]) -> None:
-    rows = ["a,cohen_kappa,90,0.9,0.8,-0.2", "b,r2,80,0.9,0.8,-7"]
-    (tmp_path / "per_task.csv").write_text("\n".join(["task,metric,train_examples,train,val,test", *rows, ""]))
+    rows = ["a,cohen_kappa,higher,90,0.9,0.8,-0.2,", "b,r2,higher,80,0.9,0.8,-7,"]
+    (tmp_path / "per_task.csv").write_text("\n".join([HEADER, *rows, ""]))
     write_figures(tmp_path)
     kappa, r2 = drawn[0].axes
     tests = [
@@ -138,8 +144,8 @@ def test_the_curve_of_training_is_of_what_tasks_are_compared_by(
     second: str, shown: str, tmp_path: Path, drawn: list[Figure]
 ) -> None:
     """The accuracy in training is of some tasks only, that in validation of all."""
-    rows = ["a,auroc,90,0.9,0.8,0.7", f"b,{second},80,0.9,0.8,0.6"]
-    (tmp_path / "per_task.csv").write_text("\n".join(["task,metric,train_examples,train,val,test", *rows, ""]))
+    rows = ["a,auroc,higher,90,0.9,0.8,0.7,", f"b,{second},higher,80,0.9,0.8,0.6,"]
+    (tmp_path / "per_task.csv").write_text("\n".join([HEADER, *rows, ""]))
     header = "step,train/accuracy,val/accuracy,val/auroc,val/score"
     (tmp_path / "metrics.csv").write_text(f"{header}\n9,0.5,0.9,0.6,0.7\n")
     write_figures(tmp_path, {"model": "lightning_meta.MultiHead", "test/accuracy": 0.9})
@@ -167,8 +173,8 @@ def test_chance_is_drawn_for_each_number_of_ways() -> None:
 
 
 def test_many_named_tasks_fit_on_a_page(tmp_path: Path, drawn: list[Figure]) -> None:
-    rows = [f"school {i},r2,70,0.5,0.4,{i / 1000}" for i in range(139)]
-    (tmp_path / "per_task.csv").write_text("\n".join(["task,metric,train_examples,train,val,test", *rows, ""]))
+    rows = [f"school {i},r2,higher,70,0.5,0.4,{i / 1000}," for i in range(139)]
+    (tmp_path / "per_task.csv").write_text("\n".join([HEADER, *rows, ""]))
     write_figures(tmp_path)
     (figure,) = drawn
     assert figure.get_figheight() < 16  # inches

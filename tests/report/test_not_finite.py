@@ -66,10 +66,10 @@ def test_test_tasks(bad: str, columns: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("metric", "bad"), [("accuracy", "nan"), *(("r2", bad) for bad in BAD)])
 def test_named_tasks(metric: str, bad: str, tmp_path: Path) -> None:
-    header = ["task", "metric", "train_examples", "train", "val", "test"]
+    header = ["task", "metric", "better", "train_examples", "train", "val", "test", "constant"]
     for columns in ([0, 1, 2], [2]):
         scores = [bad if i in columns else "0.5" for i in range(3)]
-        rows = [["1", metric, 40, *scores], ["other", metric, 20, "0.1", "0.2", "0.3"]]
+        rows = [["1", metric, "higher", 40, *scores, bad], ["other", metric, "higher", 20, "0.1", "0.2", "0.3", ""]]
         write(tmp_path / "per_task.csv", [header, *rows])
         (file,) = write_figures(tmp_path)
         assert is_picture(file)

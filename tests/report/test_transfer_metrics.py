@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 from collections.abc import Callable
@@ -17,10 +16,9 @@ from scipy import stats
 
 from lightning_meta.multitask.records import TaskRecord
 from lightning_meta.multitask.tables import NOT_BETTER
-from lightning_meta.report.transfer import compare
+from lightning_meta.report.transfer import compare, print_report
 from lightning_meta.report.transfer.intervals import paired_intervals
 from lightning_meta.report.transfer.reading import MEANS, TaskResult
-from lightning_meta.report.transfer.table import print_report
 from lightning_meta.tasks import Binary, Multilabel, Regression, Task
 from tests.report.transfer_runs import Simulated, write_run
 
@@ -111,18 +109,13 @@ def test_of_29_tasks_with_rare_labels_that_do_not_differ_few_are_accused() -> No
 
 
 def runs_of(folder: Path, **of_methods: dict[str, Any]) -> list[Path]:
-    """One run of each method on one task, with the columns of today in its table."""
+    """One run of each method on one task."""
     made = []
     for method, row in of_methods.items():
         scores = np.random.default_rng(len(method)).normal(row["test"], 0.05, 400)
         scores += row["test"] - scores.mean()
-        run = write_run(folder / method / "0", {"t": Simulated(scores, metric=row["metric"], joint=row.get("joint"))})
-        file = run / "per_task.csv"
-        (header, *rows) = list(csv.reader(file.read_text().splitlines()))
-        more = {name: str(row[name]) for name in ("better", "constant") if name in row}
-        with file.open("w", newline="") as stream:
-            csv.writer(stream).writerows([[*header, *more], *([*r, *more.values()] for r in rows)])
-        made.append(run)
+        fields = {name: value for name, value in row.items() if name != "test"}
+        made.append(write_run(folder / method / "0", {"t": Simulated(scores, **fields)}))
     return made
 
 
@@ -225,19 +218,16 @@ def test_means_of_errors_say_their_unit_and_do_not_depend_on_those_of_targets(tm
     """One task has targets in metres, and the other in kilometres."""
     for method, gain in (("alone", 0.0), ("together", 0.1)):
         tasks = {
-            n: Simulated(np.full(9, (0.5 - gain) * u), metric="rmse", joint=0.6 * u)
+            n: Simulated(np.full(9, (0.5 - gain) * u), metric="rmse", better="lower", joint=0.6 * u, constant=u)
             for n, u in (("m", 1e3), ("km", 1.0))
         }
-        run = write_run(tmp_path / method / "0", tasks)
-        lines = (run / "per_task.csv").read_text().splitlines()
-        ends = ["better,constant", "lower,1000", "lower,1"]
-        (run / "per_task.csv").write_text("".join(f"{line},{end}\n" for line, end in zip(lines, ends, strict=True)))
+        write_run(tmp_path / method / "0", tasks)
     report = compare([tmp_path / "together"], [tmp_path / "alone"])
     assert report.selection["alone"] == pytest.approx((0.5, 0.6, 2))
     print_report(report, Console(file=(text := io.StringIO()), width=140))
     printed = " ".join(text.getvalue().split())
     assert "mean 0.500; with one joint epoch 0.600 (errors over that of a constant prediction)." in printed
-    assert "The mean Δ and the statements are in units of the error of a constant prediction" in printed
+    assert "the mean Δ and the statements are in comparable units, errors over that of a constant prediction" in printed
     assert report.methods[0].mean_delta_joint == pytest.approx(0.2)
 
 
@@ -270,14 +260,10 @@ def test_means_over_different_metrics_are_in_comparable_units(tmp_path: Path) ->
     """An increase of an error from 1000 to 1100 counts as 0.1, one of the accuracy by 0.2 as 0.2."""
     for method, cost, right in (("alone", 1000.0, 5), ("together", 1100.0, 7)):
         tasks = {
-            "cost": Simulated(np.full(10, cost), metric="rmse", joint=cost, train=1.0, val=500.0),
+            "cost": Simulated(np.full(10, cost), metric="rmse", better="lower", joint=cost, train=1.0, val=500.0),
             "grade": Simulated(np.arange(10) < right, joint=right / 10),
         }
-        run = write_run(tmp_path / method / "0", tasks)
-        header, *rows = (run / "per_task.csv").read_text().splitlines()
-        ends = ["better", "lower", "higher"]
-        lines = [f"{line},{end}" for line, end in zip([header, *rows], ends, strict=True)]
-        (run / "per_task.csv").write_text("\n".join([*lines, ""]))
+        write_run(tmp_path / method / "0", tasks)
     report = compare([tmp_path / "together"], [tmp_path / "alone"])
     (method_transfer,) = report.methods
     assert method_transfer.mean_delta == pytest.approx((-0.1 + 0.2) / 2)
@@ -298,12 +284,10 @@ def test_the_gap_is_named_by_the_better_direction(tmp_path: Path) -> None:
         folder = tmp_path / "-".join(ends)
         for method in ("alone", "together"):
             tasks = {
-                f"task{i}": Simulated(np.full(10, 0.5), metric="mine", train=0.4, val=0.6) for i in range(len(ends))
+                f"task{i}": Simulated(np.full(10, 0.5), metric="mine", better=end, train=0.4, val=0.6)
+                for i, end in enumerate(ends)
             }
-            run = write_run(folder / method / "0", tasks)
-            lines = (run / "per_task.csv").read_text().splitlines()
-            lines = [f"{line},{end}" for line, end in zip(lines, ["better", *ends], strict=True)]
-            (run / "per_task.csv").write_text("\n".join([*lines, ""]))
+            write_run(folder / method / "0", tasks)
         report, text = compare([folder / "together"], [folder / "alone"]), io.StringIO()
         assert report.methods[0].tasks[0].gap == pytest.approx(-0.2 if ends[0] == "higher" else 0.2)
         print_report(report, Console(file=text, width=140))

@@ -163,14 +163,14 @@ BAD: dict[Callable[[Path], None], str] = {
     list_json: "results.json is damaged",
     seed_of_text: "the seed must be a whole number, got '1'",
     bad_yaml: "config.yaml is damaged",
-    bad_number: "per_task.csv, task 'a'",
+    bad_number: "per_task.csv is damaged: invalid literal",
     binary_csv: "per_task.csv is damaged",
     torn_csv: "per_task.csv",
-    pickled: "is not a multi-task run: its predictions.npz",
+    pickled: "predictions.npz is damaged: it has no array",
     bare_pickle: "predictions.npz is damaged, or holds more than plain arrays",
     torn_npz: "predictions.npz is damaged",
     flipped_npz: "predictions.npz",
-    wrong_arrays: "its predictions.npz has no array 'names'",
+    wrong_arrays: "predictions.npz is damaged: it has no array 'names'",
     twice_tested: "predictions.npz must have each test example of task 'a' exactly once",
     contradicting: "task 'a' scores 1 in predictions.npz and 0.5 in per_task.csv",
 }
@@ -217,7 +217,6 @@ def test_methods_of_one_name_in_two_folders_keep_apart(tmp_path: Path) -> None:
 
 
 def test_how_a_run_is_computed_may_differ(tmp_path: Path) -> None:
-    """Runs of an earlier version do not have the newest of these options."""
     for seed, options in enumerate([{}, {"graph": "auto", "strategy": "loop"}], 1):
         write_run(tmp_path / "independent" / str(seed), TASKS, seed=seed)
         config = {"model": {"class_path": "shared", "init_args": options}}

@@ -11,7 +11,7 @@ from rich.console import Console
 from scipy import stats
 
 from lightning_meta.report.transfer import TransferReport, compare, print_report, write_report
-from lightning_meta.report.transfer.results import state
+from lightning_meta.report.transfer.intervals import state
 from tests.report.transfer_runs import Simulated, write_run
 
 
@@ -85,7 +85,7 @@ def test_too_few_seeds_have_intervals_at_most_and_are_told_what_is_missing(seeds
     assert np.isfinite(method.for_method.low) == (seeds == 2)
     assert method.for_models.low > 0
     said = printed(report, tmp_path / "table")
-    assert f"a verdict takes 3 seeds: train {3 - seeds} more" in said
+    assert f"A verdict takes 3 seeds: train {3 - seeds} more." in said
 
 
 def test_one_task_with_a_bottomless_score_does_not_decide(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_one_task_with_a_bottomless_score_does_not_decide(tmp_path: Path) -> Non
 
 def test_a_narrow_terminal_and_tasks_that_do_not_differ(tmp_path: Path) -> None:
     report = many_tasks(tmp_path, 3, shift=0.0, tasks=1, metric="accuracy")
-    assert "one task has no interval" in printed(report, tmp_path / "table", 80)
+    assert "without an interval over tasks" in printed(report, tmp_path / "table", 80)
     models, method = state(np.full((3, 4), 0.25))
     assert np.isnan([models.low, method.low]).all()
     assert method.verdict == "seeds do not differ"

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-HEADER = "task,metric,train_examples,test_examples,best_step,train,val,test,train_loss,val_loss,test_loss,joint"
+HEADER = (
+    "task,metric,better,train_examples,test_examples,best_step,train,val,test,train_loss,val_loss,test_loss,joint,"
+    "gradient_share,constant"
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Simulated:
     joint: float | None = None
     gradient_share: float | None = None
     metric: str = "accuracy"
+    better: str = "higher"
+    constant: float | None = None
     targets: np.ndarray | None = None
     best_step: int = 9
     best_val: float | None = None
@@ -47,8 +52,15 @@ def write_run(
     directory.mkdir(parents=True, exist_ok=True)
     content = {"seed_everything": seed, "model": {"class_path": directory.parent.name}, **(config or {})}
     directory.joinpath("config.yaml").write_text(yaml.safe_dump(content))
-    found = {"test/accuracy": 0.5, "test/score": 0.5, "seed": seed, "data_fingerprint": "abc", "model": "M", **results}
-    directory.joinpath("results.json").write_text(json.dumps(found))
+    found = {
+        "test/accuracy": 0.5,
+        "test/score": 0.5,
+        "seed": seed,
+        "data_fingerprint": "abc",
+        "model": "M",
+        "shared_parameters": 100,
+    }
+    directory.joinpath("results.json").write_text(json.dumps({**found, **results}))
     best = {f"val/{t.metric}/{n}": t.val if t.best_val is None else t.best_val for n, t in tasks.items()}
     with directory.joinpath("metrics.csv").open("w", newline="") as file:
         validations = [[step, 0.5, "", *best.values()] for step in range(4, steps, 5)]  # steps count from 0
@@ -56,20 +68,13 @@ def write_run(
         csv.writer(file).writerow([steps, "", 0.5, *("" for _ in best)])
     with directory.joinpath("per_task.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*HEADER.split(","), "gradient_share"])
+        writer.writerow(HEADER.split(","))
         for name, t in tasks.items():
-            row: list[Any] = [
-                name,
-                t.metric,
-                t.train_examples,
-                len(t.scores),
-                t.best_step,
-                t.train,
-                t.val,
-                t.scores.mean() if len(t.scores) else "nan",
-            ]
-            row += [t.train_loss, 1, 1, "" if t.joint is None else t.joint]
-            writer.writerow([*row, "" if t.gradient_share is None else t.gradient_share])
+            test = t.scores.mean() if len(t.scores) else "nan"
+            row: list[Any] = [name, t.metric, t.better, t.train_examples, len(t.scores), t.best_step]
+            row += [t.train, t.val, test, t.train_loss, 1, 1]
+            row += ["" if v is None else v for v in (t.joint, t.gradient_share, t.constant)]
+            writer.writerow(row)
     write_predictions(directory / "predictions.npz", tasks)
     return directory
 

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lightning_meta.report.transfer.intervals import ALPHA, paired_intervals
-from lightning_meta.report.transfer.results import state
+from lightning_meta.report.transfer.intervals import ALPHA, paired_intervals, state
 
 EXAMPLES, EFFECT, AFFECTED = 30, 1.0, 6
 SEEDS = (3, 5, 10)

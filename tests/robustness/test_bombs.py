@@ -73,7 +73,7 @@ def npy(header: str, data: bytes = b"") -> bytes:
     ("content", "line"),
     [
         (npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,)}"), "damaged"),
-        (npy("{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000000000,)}"), "elements of no size"),
+        (npy("{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000000000,)}"), "its header claims"),
         (npy("{'descr': '<f8', 'fortran_order': False, 'shape': (-1,)}", bytes(8)), "damaged"),
         (npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", b"cos\nsystem\n."), "plain arrays"),
         (b"no array at all", "damaged"),

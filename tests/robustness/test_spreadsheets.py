@@ -75,7 +75,7 @@ def test_no_table_that_is_written_holds_a_formula(tmp_path: Path) -> None:
     report = compare([tmp_path / "shared"], [tmp_path / "=independent"])
     assert [task.task for task in report.methods[0].tasks] == NAMES
     write_report(report, tmp_path / "report")
-    assert columns_of(run / "per_task.csv", words=True)["task"].tolist() == NAMES
+    assert columns_of(run / "per_task.csv", "task")["task"].tolist() == NAMES
     append_rows(tmp_path / SHARES, 1, [(name, 1.0, 1 / len(NAMES)) for name in NAMES])
     append_rows(tmp_path / PAIRS, 1, [(a, b, -0.5, float("nan")) for a in NAMES for b in NAMES])
     before = (tmp_path / PAIRS).read_bytes()

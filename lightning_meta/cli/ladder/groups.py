@@ -15,7 +15,7 @@ from lightning_meta.multitask import Independent, MultiHead
 from lightning_meta.report.gradients import recorded_affinity
 from lightning_meta.report.transfer import compare
 from lightning_meta.report.transfer.reading import read_results, run_directories
-from lightning_meta.report.transfer.table import statement_lines
+from lightning_meta.report.transfer.writing import statement_lines
 
 
 @dataclass(frozen=True)

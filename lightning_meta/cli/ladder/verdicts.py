@@ -18,8 +18,9 @@ from rich.text import Text
 from lightning_meta.cli.ladder.plan import PlannedRun
 from lightning_meta.cli.ladder.tuning import SearchResult
 from lightning_meta.report.transfer import TransferReport
+from lightning_meta.report.transfer.intervals import method_verdicts
 from lightning_meta.report.transfer.reading import read_results
-from lightning_meta.report.transfer.results import SEEDS_FOR_VERDICTS, MethodVerdict, method_verdicts
+from lightning_meta.report.transfer.results import SEEDS_FOR_VERDICTS, MethodVerdict
 from lightning_meta.run.tables import write_table
 
 FILE = "verdicts.csv"

@@ -1,53 +1,38 @@
-"""Confidence intervals for the difference between two methods, paired over seeds and test examples."""
+"""Intervals for the difference between two methods: of each task, paired over seeds and test examples, and of means."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import polygamma, stdtr, stdtrit
+from scipy.special import nctdtrinc, polygamma, stdtr, stdtrit
 
-LEVEL = 0.95
-ALPHA, FOR_SEEDS = 0.05, 0.035  # family-wise error of a method, and the part of it spent on common seed effects
-HEAVY_TAILED = 5.5  # degrees of freedom; chosen in simulations, see docs/multi_task.md
-FEW = 5  # with fewer tasks, common and task-specific seed effects cannot be separated
-METHOD = (
-    "Two-way random-effects analysis of variance (seeds x test examples, no replication) of the paired differences, "
-    "Satterthwaite degrees of freedom, t interval. For AUROC and other metrics that are not means over examples, the "
-    "contribution of each example is estimated by the infinitesimal jackknife (for the AUROC this is DeLong's method), "
-    "with a variance for each class of test examples. A class with few examples gives few degrees of freedom; a task "
-    "with a single example of a class has no interval. From five tasks on, the effect of a seed that is common to all "
-    "tasks is estimated separately, with S - 1 degrees of freedom; its effects on single tasks are moderated over "
-    "tasks (empirical Bayes, Smyth 2004), but a task's estimate is never below its own mean square. For accuracy two "
-    "pseudo-examples are added (Agresti and Min 2005). Verdicts, from three seeds on: the 96.5 % limit of the common "
-    "seed effect is subtracted from the size of each difference, then Holm's correction is applied over the tasks of "
-    "a method at the remaining 1.5 %, so that the error rate is 5 % in total. With fewer than five tasks: Holm's "
-    "correction at 5 %."
+from lightning_meta.report.transfer.results import (
+    SEEDS_FOR_VERDICTS,
+    ForTheMethod,
+    ForTheseModels,
+    MethodVerdict,
+    OverSeedsVerdict,
 )
 
+ALPHA, FOR_SEEDS = 0.05, 0.035  # family-wise error of a method, and the part of it spent on common seed effects
+POWER = 0.8  # with which a difference of the size `smallest` is shown
+HEAVY_TAILED = 5.5  # degrees of freedom; chosen in simulations, see docs/multi_task.md
+FEW = 5  # with fewer tasks, common and task-specific seed effects cannot be separated
 
-@dataclass(frozen=True)
-class Intervals:
-    """Intervals and p-values of T tasks, each `(T,)`.
 
-    Attributes:
-        delta: Mean difference.
-        low: Lower end of the 95 % interval; NaN if the variance cannot be estimated.
-        high: Upper end of the interval.
-        df: Degrees of freedom.
-        p: Two-sided p-value of no difference, without correction; 1 if there is no interval.
-        p_holm: p-value corrected for T tests and for seed effects that tasks share.
-    """
+class Intervals(NamedTuple):
+    """Intervals and p-values of T tasks, each `(T,)`."""
 
-    delta: np.ndarray
-    low: np.ndarray
+    delta: np.ndarray  # mean difference
+    low: np.ndarray  # lower end of the 95 % interval; NaN if the variance cannot be estimated
     high: np.ndarray
-    df: np.ndarray
-    p: np.ndarray
-    p_holm: np.ndarray
+    df: np.ndarray  # degrees of freedom
+    p: np.ndarray  # two-sided p-value of no difference, without correction; 1 if there is no interval
+    p_holm: np.ndarray  # p-value corrected for T tests and for seed effects that tasks share
 
 
 def paired_intervals(
@@ -91,18 +76,17 @@ def paired_intervals(
     """
     seeds = len(differences[0])
     classes = [None] * len(differences) if classes is None else classes
-    tables = [MeanSquares(*of) for of in zip(differences, bounded, classes, strict=True)]
-    count = np.array([t.count for t in tables], dtype=float)
-    between_examples, df_examples = (np.array([getattr(t, k) for t in tables]) for k in ("examples", "df_examples"))
-    residual, df_residual = (np.array([getattr(t, k) for t in tables]) for k in ("residual", "df_residual"))
-    common, spent = np.zeros(len(tables)), 0.0
+    squares = [_mean_squares(*of) for of in zip(differences, bounded, classes, strict=True)]
+    between_seeds, between_examples, df_examples, residual, df_residual = np.array(squares, dtype=float).T
+    sizes, clip = np.array([d.shape[1] for d in differences], dtype=float), np.array(bounded, dtype=bool)
+    count = sizes + 2 * clip  # with pseudo-examples
+    delta = np.array([d.mean() for d in differences])
+    common, spent = np.zeros(len(delta)), 0.0
     with np.errstate(all="ignore"):  # a task without a variance divides by 0; `known` leaves it out
         terms = [(between_examples, df_examples)]
         largest = between_examples
         if seeds > 1:
-            own = np.array([t.seeds for t in tables])
-            df_seeds = np.full(len(tables), seeds - 1.0)
-            sizes = np.array([d.shape[1] for d in differences])
+            own, df_seeds = between_seeds, np.full(len(delta), seeds - 1.0)
             usable = (residual > 0) & np.isfinite(own)
             if usable.sum() >= FEW:
                 # In units of the residual standard deviation, a seed has an effect of the same size on all tasks.
@@ -116,34 +100,28 @@ def paired_intervals(
             largest = np.maximum.reduce([own + between_examples - residual, own, between_examples, residual])
         # Satterthwaite's degrees of freedom, with all three mean squares in the denominator whichever is the largest.
         df_own = largest**2 / sum(m**2 / k for m, k in terms)
-        if seeds > 1 and seeds * len(tables) == 2:
+        if seeds == 2 and len(delta) == 1:
             df_own = np.ones_like(df_own)  # one variance from two numbers: Satterthwaite's approximation is too hopeful
         variance_own = largest / (seeds * count)
         total = variance_own + common
         df = total**2 / (variance_own**2 / df_own + common**2 / max(seeds - 1, 1))
         error = np.sqrt(total)
         known = (error > 0) & np.isfinite(error)
-        centre = np.array([t.centre for t in tables])
+        centre = delta * sizes / count
         p = np.where(known, 2 * stdtr(df, -np.abs(centre) / error), 1.0)
-        half = np.where(known, stdtrit(df, (1 + LEVEL) / 2) * error, np.nan)
+        half = np.where(known, stdtrit(df, 1 - ALPHA / 2) * error, np.nan)
         # A verdict must hold for any effect of the seeds on all tasks together, up to its confidence limit.
         beyond = np.abs(centre) - (stdtrit(seeds - 1, 1 - spent / 2) * np.sqrt(common) if spent else 0.0)
         p_own = np.where(known, 2 * stdtr(df_own, -np.maximum(beyond, 0) / np.sqrt(variance_own)), 1.0)
-    low, high = centre - half, centre + half
-    clip = np.array(bounded, dtype=bool)
-    low, high = np.where(clip, np.maximum(low, -1), low), np.where(clip, np.minimum(high, 1), high)
-    delta = np.array([d.mean() for d in differences])
+    low = np.where(clip, np.maximum(centre - half, -1), centre - half)
+    high = np.where(clip, np.minimum(centre + half, 1), centre + half)
     # Bonferroni: the limit has spent a part of the error. A verdict also needs a task's own interval that excludes 0.
     corrected = np.maximum(p, np.minimum(spent + holm(p_own), 1))
     return Intervals(delta, low, high, np.where(known, df, np.nan), p, corrected)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Corrected p-values of T tests, whose family-wise error is at most α (Holm 1979).
-
-    Args:
-        p: `(T,)`.
-    """
+    """Correct the p-values of T tests, `(T,)`, so that their family-wise error is at most α (Holm 1979)."""
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     corrected = np.empty_like(p)
@@ -151,64 +129,37 @@ def holm(p: np.ndarray) -> np.ndarray:
     return corrected
 
 
-class MeanSquares:
-    """The mean squares of the differences of one task with their degrees of freedom, and the centre of its interval.
+def _mean_squares(differences: np.ndarray, bounded: bool, classes: np.ndarray | None) -> Sequence[float]:
+    """The mean squares of the differences of one task, `(S, n)`, see `paired_intervals`.
 
-    Args:
-        differences: Differences between two methods by seed and test example, `(S, n)`.
-        bounded: Whether to add two pseudo-examples (Agresti and Min 2005), for scores in [0, 1].
-        classes: Class of each test example, `(n,)`, to estimate a variance for each class; None for a single variance.
-
-    Attributes:
-        count: Number of test examples, including pseudo-examples.
-        centre: Mean difference, including pseudo-examples.
-        seeds: Mean square between seeds $M_a$; NaN for one seed.
-        examples: Mean square between test examples $M_b$; NaN for one example.
-        residual: Residual mean square $M_e$; 0 if there are no degrees of freedom.
-        df_examples: Degrees of freedom of `examples`.
-        df_residual: Degrees of freedom of `residual`.
+    Returns $M_a$, NaN for one seed; $M_b$, NaN for one example, and its degrees of freedom; $M_e$, 0 if it has no
+    degrees of freedom, and these.
     """
-
-    def __init__(self, differences: np.ndarray, bounded: bool, classes: np.ndarray | None) -> None:
-        seeds, n = differences.shape
-        self.count = n + 2 if bounded else n
-        mean, seed_means = differences.mean(), differences.mean(1)
-        self.centre = mean * n / self.count
-        self.seeds = n * ((seed_means - mean) ** 2).sum() / (seeds - 1) if seeds > 1 else np.nan
-        if classes is None:
-            example_means = differences.mean(0)
-            # The pseudo-examples are ½ of +1, ½ of −1 and 1 of 0: ½ (1 − c)² + ½ (1 + c)² + c² = 1 + 2 c².
-            squares = ((example_means - self.centre) ** 2).sum() + bounded * (1 + 2 * self.centre**2)
-            self.examples = seeds * squares / (self.count - 1) if n > 1 else np.nan
-            self.df_examples = self.count - 1.0
-            df = (seeds - 1) * (n - 1)
-            self.residual = _residual(differences) / df if df else 0.0
-            self.df_residual = (seeds - 1) * max(n - 1.0, 1)
-        else:
-            self._by_class(differences, classes)
-        negligible = 1e-24 * (differences**2).mean()  # mean squares that are zero except for rounding errors
-        self.examples, self.seeds, self.residual = (
-            0.0 if m <= negligible else m for m in (self.examples, self.seeds, self.residual)
-        )
-
-    def _by_class(self, differences: np.ndarray, classes: np.ndarray) -> None:
-        """Estimate a variance for each class.
-
-        $M_b$ is the mean of the classes' mean squares weighted by their sizes, plus the mean square between classes;
-        $M_e$ is the weighted mean alone.
-        """
-        seeds, n = differences.shape
+    seeds, n = differences.shape
+    mean, seed_means = differences.mean(), differences.mean(1)
+    between_seeds = n * ((seed_means - mean) ** 2).sum() / (seeds - 1) if seeds > 1 else np.nan
+    residual, df_residual = 0.0, 1.0
+    if classes is None:
+        count = n + 2 if bounded else n
+        centre = mean * n / count
+        # The pseudo-examples are ½ of +1, ½ of −1 and 1 of 0: ½ (1 − c)² + ½ (1 + c)² + c² = 1 + 2 c².
+        squares = ((differences.mean(0) - centre) ** 2).sum() + bounded * (1 + 2 * centre**2)
+        examples, df_examples = seeds * squares / (count - 1) if n > 1 else np.nan, count - 1.0
+        df = (seeds - 1) * (n - 1)
+        residual, df_residual = _residual(differences) / df if df else 0.0, (seeds - 1) * max(n - 1.0, 1)
+    else:
         by_class = [differences[:, classes == c] for c in np.unique(classes)]
         sizes, means = np.array([d.shape[1] for d in by_class]), np.array([d.mean() for d in by_class])
-        df = np.where(sizes > 1, sizes - 1, np.nan)  # a single example has no variance, so the task has no interval
-        shares = sizes / n
-        within = shares * [seeds * ((d.mean(0) - d.mean()) ** 2).sum() for d in by_class] / df
-        between = seeds * (sizes * (means - differences.mean()) ** 2).sum() / max(n - 1, 1)
-        self.examples, self.df_examples = _sum(np.append(within, between), np.append(df, max(n - 1, 1)))
-        self.residual, self.df_residual = 0.0, 1.0
+        df_classes = np.where(sizes > 1, sizes - 1, np.nan)  # one example has no variance, so the task has no interval
+        within = sizes / n * [seeds * ((d.mean(0) - d.mean()) ** 2).sum() for d in by_class] / df_classes
+        between = seeds * (sizes * (means - mean) ** 2).sum() / max(n - 1, 1)
+        examples, df_examples = _sum(np.append(within, between), np.append(df_classes, max(n - 1, 1)))
         if seeds > 1:
-            rest = shares * [_residual(d) for d in by_class] / ((seeds - 1) * df)
-            self.residual, self.df_residual = _sum(rest, (seeds - 1) * df)
+            df_classes *= seeds - 1
+            residual, df_residual = _sum(sizes / n * [_residual(d) for d in by_class] / df_classes, df_classes)
+    negligible = 1e-24 * (differences**2).mean()  # mean squares that are zero except for rounding errors
+    between_seeds, examples, residual = (0.0 if m <= negligible else m for m in (between_seeds, examples, residual))
+    return between_seeds, examples, df_examples, residual, df_residual
 
 
 def _residual(differences: np.ndarray) -> float:
@@ -226,14 +177,9 @@ def _sum(parts: np.ndarray, df: np.ndarray) -> tuple[float, float]:
 def without_common(means: np.ndarray) -> tuple[float, np.ndarray]:
     r"""Separate the effect $c_s$ of a seed on all tasks from its effects on single tasks.
 
-    $c_s$ is estimated by the mean over tasks; the rest is $m_{s,i} - \bar m_i - (c_s - \bar c)$.
-
-    Args:
-        means: Mean differences m by seed and task, `(S, T)`, in units of each task's residual standard deviation.
-
-    Returns:
-        The estimated variance of the mean of $c_s$ over seeds, and for each task the variance of the rest between
-        seeds, `(T,)`.
+    From mean differences m by seed and task, `(S, T)`, in units of each task's residual standard deviation, $c_s$ is
+    estimated by the mean over tasks; the rest is $m_{s,i} - \bar m_i - (c_s - \bar c)$. Returns the variance of the
+    mean of $c_s$ over seeds, and for each task the variance of the rest between seeds, `(T,)`.
     """
     seeds, tasks = means.shape
     common = means.mean(1)
@@ -260,15 +206,8 @@ def moderated(
     of this estimate and that from the variance of $\log G_i$ over tasks with $G_i > 0$, which is
     $\psi'(d / 2) + \psi'(d_0 / 2)$ (section 6.2); $s_0^2$ stays that of the moments.
 
-    Args:
-        between_seeds: Mean squares between seeds $M_{a,i}$, `(T,)`.
-        residual: Residual mean squares $M_{e,i}$, `(T,)`.
-        sizes: Numbers $n_i$ of test examples, `(T,)`.
-        seeds: Number S of seeds, at least 2.
-
-    Returns:
-        The moderated mean squares `(T,)` and their degrees of freedom `(T,)`. Tasks without a residual or a mean square
-        keep their own; so do all tasks if fewer than two have both.
+    Takes $M_{a,i}$, $M_{e,i}$ and $n_i$, `(T,)` each, and S, at least 2; returns the moderated mean squares and their
+    degrees of freedom. Tasks without both mean squares keep their own, and so do all if fewer than two tasks have them.
     """
     d = seeds - 1
     usable = (residual > 0) & np.isfinite(between_seeds)
@@ -294,9 +233,64 @@ def moderated(
 
 def _df_from_logs(scaled: np.ndarray, d: int) -> float:
     """Solve for d₀ in ψ'(d₀ / 2) = Var(log G) − ψ'(d / 2); infinite if the right side is not positive or unknown."""
-    if len(scaled) < 2:
-        return math.inf
-    excess = np.log(scaled).var(ddof=1) - polygamma(1, d / 2)
+    excess = np.log(scaled).var(ddof=1) - polygamma(1, d / 2) if len(scaled) > 1 else 0.0
     if not excess > 0:
         return math.inf
     return 2 * float(brentq(lambda half: polygamma(1, half) - excess, 1e-6, 1e12))
+
+
+def state(differences: np.ndarray) -> tuple[ForTheseModels, ForTheMethod]:
+    """Compute both statements from Δ by seed and task, `(S, T)`, without the tasks that have a NaN."""
+    known = differences[:, np.isfinite(differences).all(0)]
+    seeds, tasks = known.shape
+    of_tasks, of_seeds = known.mean(0), known.mean(1) if tasks else np.full(seeds, np.nan)
+    mean, low, high, smallest, _ = _t_test(of_tasks)
+    better, worse = int((of_tasks > 0).sum()), int((of_tasks < 0).sum())
+    models = ForTheseModels(mean, low, high, smallest, better, worse, tasks)
+    mean, low, high, smallest, p = _t_test(of_seeds)
+    verdict: OverSeedsVerdict = "no difference shown"
+    if seeds < SEEDS_FOR_VERDICTS:
+        verdict, smallest = "too few seeds", math.nan
+    elif tasks and not math.isfinite(low):
+        verdict = "seeds do not differ"
+    elif p < ALPHA:
+        verdict = "helps" if mean > 0 else "hurts"
+    return models, ForTheMethod(mean, low, high, smallest, p, seeds, verdict)
+
+
+def _t_test(values: np.ndarray) -> tuple[float, float, float, float, float]:
+    """Mean, ends of its 95 % interval, smallest difference shown, and p-value of a one-sample t test."""
+    mean, df = float(values.mean()) if len(values) else math.nan, len(values) - 1
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if df > 0 else math.nan
+    if not error > 1e-12 * abs(mean):  # a single value, or all are equal up to rounding
+        return mean, math.nan, math.nan, math.nan, math.nan
+    half, p = float(stdtrit(df, 1 - ALPHA / 2)) * error, float(2 * stdtr(df, -abs(mean) / error))
+    return mean, mean - half, mean + half, _smallest_shown(error, df, ALPHA), p
+
+
+def _smallest_shown(error: float, df: int, alpha: float) -> float:
+    """The true difference that a t test detects with power `POWER` (noncentral t), by the standard error."""
+    return float(nctdtrinc(df, 1 - POWER, stdtrit(df, 1 - alpha / 2))) * error
+
+
+def method_verdicts(methods: Mapping[str, ForTheMethod]) -> dict[str, MethodVerdict]:
+    """Give a verdict for each method by its statement over seeds, corrected for their number (Holm 1979).
+
+    If no method differs from the baseline, the probability that any is called better or worse is at most 5 %.
+    """
+    p = np.array([method.p for method in methods.values()], dtype=float)
+    tested = np.isfinite(p)
+    p[tested] = holm(p[tested])
+    alpha = ALPHA / max(int(tested.sum()), 1)  # the level of Holm's first step, for the smallest p-value
+    verdicts = {}
+    for (name, method), p_holm in zip(methods.items(), p.tolist(), strict=True):
+        smallest, verdict = math.nan, str(method.verdict)
+        if verdict == "seeds do not differ":
+            verdict = "same as the baseline" if method.mean == 0 else verdict
+        elif verdict != "too few seeds":
+            # The standard error, from the half-width of the t interval.
+            error = (method.high - method.low) / 2 / float(stdtrit(method.seeds - 1, 1 - ALPHA / 2))
+            smallest = _smallest_shown(error, method.seeds - 1, alpha)
+            verdict = "no difference shown" if p_holm >= ALPHA else "better" if method.mean > 0 else "worse"
+        verdicts[name] = MethodVerdict(method.mean, method.low, method.high, smallest, p_holm, verdict)
+    return verdicts
