@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lightning_meta.cli import children, main
-from lightning_meta.cli.sweep import command, study, trial
+from lightning_meta.cli.sweep import command, study
 from tests.waiting import LIMIT, wait_for
 
 TOY = (sys.executable, "-S", "toy_fit.py")
@@ -130,7 +130,7 @@ def _sweep(
     if Path("toy_fit.py").exists():
         children.FIT = TOY
         command._check_ends = lambda space: None
-    for module in (children, study, trial, command):
+    for module in (children, study, command):
         for name, value in changed.items():
             if hasattr(module, name):
                 setattr(module, name, value)

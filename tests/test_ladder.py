@@ -17,7 +17,7 @@ import yaml
 from lightning_meta.cli import main
 from lightning_meta.cli.fit import rehearse
 from lightning_meta.cli.ladder import command
-from lightning_meta.cli.ladder.command import _Once
+from lightning_meta.cli.ladder.command import _data_messages_once
 from lightning_meta.errors import UserError
 from lightning_meta.run import read_checkpoint
 from lightning_meta.sources import table, table_cache
@@ -221,7 +221,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "a budget of its own": (
         {"rungs": {**LADDER["rungs"], "wide": {"class_path": "tests.ladder_toys.ToyTasks", "trainer": {}}}},
         [],
-        "toy.yaml, rungs.wide.trainer: a rung sets only its model: class_path, and its options under init_args; data, ",
+        "toy.yaml, rungs.wide: expected class_path, init_args, weights, got ['trainer']",
     ),
     "an argument twice": (
         {"rungs": {**LADDER["rungs"], "wide": {"class_path": "tests.ladder_toys.ToyTasks", "init_args": {"lr": 1}}}},
@@ -233,14 +233,18 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
         [],
         "toy.yaml, rung late: --model.wdth: there is no such option of ToyTasks; did you mean width?",
     ),
-    "a model of no rung": ({"model": {"class_path": "x"}}, [], "model.class_path: only init_args are shared"),
+    "a model of no rung": (
+        {"model": {"class_path": "x"}},
+        [],
+        "model: expected init_args, got ['class_path']",
+    ),
     "a seed in the wrong place": (
         {"shared": {**LADDER["shared"], "seed_everything": 1}},
         [],
         "shared.seed_everything: a ladder sets this itself",
     ),
     "no rungs": ({"rungs": {}}, [], "baseline: 'plain' is not one of the rungs to train"),
-    "an unknown key": ({"seed": 3}, [], "seed is not a key of a ladder; expected seeds, baseline"),
+    "an unknown key": ({"seed": 3}, [], "expected seeds, baseline, shared, model, tune, rungs, got ['seed']"),
     "a folder for a name": ({"rungs": {"../up": {}}, "baseline": "../up"}, [], "'../up' cannot be the name"),
     "seeds of text": ({"seeds": ["a"]}, [], "expected different whole numbers from 0"),
     "a seed twice": ({}, ["--seeds=[1, 1]"], "expected different whole numbers from 0"),
@@ -248,7 +252,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "without the baseline": ({}, ["--rungs=wide"], "'plain' is not one of the rungs to train (wide)"),
     "an unknown option": ({}, ["--trainer.max_step=3"], "trainer.max_step: there is no such option"),
     "a seed beside seeds": ({}, ["--seed_everything=3"], "--seed_everything: a ladder sets this for each run itself"),
-    "a model on the line": ({}, ["--model=x"], "--model: the file says which models are trained"),
+    "a model on the line": ({}, ["--model=x"], "--model: a ladder sets this for each run itself"),
     "no jobs": ({}, ["--jobs=0"], "--jobs is at least 1"),
     "too many jobs": ({}, ["--jobs=9999"], "--jobs 9999 with --threads 1 needs 9999 cores"),
     "no groups": ({}, ["--groups=runs/x", "--group_count=0"], "--group_count is at least 1, got 0"),
@@ -449,10 +453,14 @@ def test_finished_runs_are_reported_if_a_source_fails(
     assert "unchanged since runs/toy/plain/0 (a file that a user's source reads)" in capsys.readouterr().err
 
 
-def test_warnings_about_a_run_are_shown_for_each_run() -> None:
-    once = _Once()
-    for name, shown in (("lightning_meta.data.multi_task", False), ("lightning_meta.multitask.base", True)):
-        record = logging.LogRecord(name, logging.WARNING, "", 0, "the same", (), None)
-        assert once.filter(record)
-        assert once.filter(record) is shown
-        once.shown.clear()
+def test_warnings_about_a_run_are_shown_for_each_run(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    logging.getLogger("lightning_meta").handlers = [handler]
+    with _data_messages_once():
+        for _ in range(2):
+            for name in ("lightning_meta.data.multi_task", "lightning_meta.multitask.base"):
+                handler.handle(logging.LogRecord(name, logging.WARNING, "", 0, f"by {name}", (), None))
+    assert capsys.readouterr().err.splitlines() == [
+        "by lightning_meta.data.multi_task",
+        *["by lightning_meta.multitask.base"] * 2,
+    ]

@@ -85,10 +85,11 @@ def test_recorded_affinities_are_means_over_measurements_and_then_over_runs(tmp_
 def test_the_proposed_groups_are_those_of_the_recorded_affinities(tmp_path: Path) -> None:
     z = np.array([[1, -0.2, 0.3], [-0.1, 1, -0.3], [0.1, -0.2, 1]])
     recording(tmp_path / "r" / "0", [z])
-    rung = grouped_rung(str(tmp_path / "r"), 2)
-    assert rung.model == {"class_path": "lightning_meta.Grouped", "init_args": {"groups": [["a", "c"], ["b"]]}}
-    assert rung.lines[:2] == ["groups_2, group 1: a (+0.1), c (+0.3)", "groups_2, group 2: b (alone)"]
-    assert "recorded in 40 training steps of " in rung.lines[2]
+    rungs, lines = grouped_rung(str(tmp_path / "r"), 2)
+    model = {"class_path": "lightning_meta.Grouped", "init_args": {"groups": [["a", "c"], ["b"]]}}
+    assert rungs == {"groups_2": model}
+    assert lines[:2] == ["groups_2, group 1: a (+0.1), c (+0.3)", "groups_2, group 2: b (alone)"]
+    assert "recorded in 40 training steps of " in lines[2]
 
 
 @pytest.mark.parametrize(
@@ -125,33 +126,17 @@ def test_tasks_that_never_met_and_runs_of_other_tasks_are_refused(tmp_path: Path
         lm.recorded_affinity(tmp_path / "r")
 
 
-def climb_alone(options: list[str], monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]:
-    """The runs that a ladder would train."""
-    planned: list[PlannedRun] = []
-    monkeypatch.setattr(command, "_train", lambda runs, *_: planned.extend(runs))
-    monkeypatch.setattr(command, "_report", lambda *_: None)
-    monkeypatch.setattr(command, "compare_with_extremes", lambda rung, models, runs: [])
-    assert main(["ladder", "--config", "toy.yaml", "--seeds=[1]", "--groups", "r", *options]) == 0
-    return planned
-
-
-def test_a_single_group_is_the_rung_that_trains_all_tasks_together(
+def test_a_single_group_adds_no_rung(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recording(tmp_path / "r" / "0", [np.ones((3, 3))])
-    recording(tmp_path / "r" / "1", [np.ones((3, 3))])
-    assert {run.rung for run in climb_alone([], monkeypatch)} == {"apart", "one"}
+    planned: list[PlannedRun] = []
+    monkeypatch.setattr(command, "_train", lambda data, options, separate, runs: planned.extend(runs))
+    monkeypatch.setattr(command, "_report", lambda *_: None)
+    assert main(["ladder", "--config", "toy.yaml", "--seeds=[1]", "--groups", "r"]) == 0
+    assert {run.rung for run in planned} == {"apart", "one"}
     said = capsys.readouterr().out
-    assert "groups_3: the affinities propose to train all tasks together." in said
-    assert "groups_3 is the same as one, whose runs are used; no rung is added." in said
-    assert "The affinities were recorded in 80 training steps of r, which come on top of the budget" in said
-
-
-def test_a_single_group_is_a_rung_of_its_own_where_no_other_trains_all_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recording(tmp_path / "r" / "0", [np.ones((3, 3))])
-    assert {run.rung for run in climb_alone(["--rungs=[apart]"], monkeypatch)} == {"apart", "groups_3"}
+    assert "groups_3: the affinities propose to train all tasks together, as MultiHead does; no rung is added." in said
 
 
 @pytest.mark.slow

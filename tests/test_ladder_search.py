@@ -6,14 +6,14 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 from scipy import stats
 
 from lightning_meta.cli import children, main
@@ -22,9 +22,9 @@ from lightning_meta.cli.ladder import command
 from lightning_meta.cli.ladder.command import run_in_processes
 from lightning_meta.cli.ladder.file import read_ladder
 from lightning_meta.cli.ladder.plan import PlannedRun
-from lightning_meta.cli.ladder.search import Search, mean_weights
-from lightning_meta.cli.ladder.tuning import SearchResult
-from lightning_meta.cli.ladder.verdicts import Row, Verdicts
+from lightning_meta.cli.ladder.search import Search
+from lightning_meta.cli.ladder.tables import COLUMNS, verdict_table
+from lightning_meta.cli.ladder.tuning import SearchResult, has_failed, mean_weights, note_failure
 from lightning_meta.cli.sweep.file import Parameter
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.report.transfer.intervals import method_verdicts, state
@@ -86,19 +86,15 @@ def in_this_process(trained: list[str]) -> Callable[..., None]:
     """A replacement of `run_in_processes` that trains runs in this process and records their titles."""
 
     def train(
-        runs: Sequence[tuple[str, PlannedRun]],
-        jobs: int,
-        threads: int,
-        logs: Path,
-        failed: Callable[[PlannedRun], None] | None = None,
+        runs: Sequence[tuple[str, PlannedRun]], jobs: int, threads: int, logs: Path, trials: bool = False
     ) -> None:
         for _, run in runs:
             trained.append(run.title)
             try:
                 fit(run.arguments)
             except NonFiniteLossError:
-                assert failed is not None
-                failed(run)
+                assert trials
+                note_failure(run)
 
     return train
 
@@ -213,8 +209,12 @@ def test_the_weights_of_a_trial_do_not_depend_on_the_order_of_tasks() -> None:
 
 
 def test_weights_are_means_over_the_steps_that_had_the_task() -> None:
-    columns = {"train/weight/a": [1.0, float("nan"), 2.0], "train/weight/b": [float("nan")] * 3}
-    assert mean_weights(columns) == {"a": 1.5}
+    Path("metrics.csv").write_text("step,train/weight/a,train/weight/b\n1,1.0,\n2,,\n3,2.0,nan\n")
+    Path("per_task.csv").write_text("task\na\n")
+    assert mean_weights(Path()) == {"a": 1.5}
+    Path("per_task.csv").write_text("task\na\nb\n")
+    with pytest.raises(UserError, match="no weight of task 'b' was logged; lower "):
+        mean_weights(Path())
 
 
 def test_verdicts_are_corrected_for_the_number_of_methods() -> None:
@@ -258,23 +258,27 @@ def test_a_row_is_short_with_many_tasks_and_the_table_warns_of_the_end_of_a_rang
 ) -> None:
     weights = {f"a superclass with a long name {i}": 0.25 + i / 10 for i in range(20)}
     method = method_verdicts({"cagrad": state(np.array([[0.1], [0.2], [0.0]]))[1]})["cagrad"]
-    rows = [
-        Row("tuned_sum", 0.5, None, 12.3, 500.0, 90, SearchResult(3, {LR: 0.00852763}, weights)),
-        Row("cagrad", 0.6, method, 12.3, 500.0, 90, SearchResult(1, {LR: 0.1}, ends={LR: "largest of 4"})),
+    change = [getattr(method, name) for name in ("mean", "low", "high", "p_holm", "smallest", "verdict")]
+    cells = [
+        ["tuned_sum", 0.5, *[""] * 6, 12.3, 500.0, 90, 3, 60, {LR: 0.00852763}, weights],
+        ["cagrad", 0.6, *change, 12.3, 500.0, 90, 1, 60, {LR: 0.1}, {}],
     ]
-    Verdicts("tuned_sum", rows).show()
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in cells]
+    results = {"cagrad": SearchResult(1, {LR: 0.1}, ends={LR: "largest of 4"})}
+    methods = SimpleNamespace(has_errors=False)
+    report: Any = SimpleNamespace(baseline="tuned_sum", methods=[methods])
+    table, lines = verdict_table(report, rows, results)
+    Console(width=160).print(table)
     said = capsys.readouterr().out
     (line,) = [line.strip() for line in said.splitlines() if line.strip().startswith("tuned_sum")]
     assert "lr 0.00852763; weights 0.25 to 2.15" in line
     assert line.endswith("baseline")
-    assert "At 90 training steps for each method, trials included, no method is shown to beat tuned_sum." in said
-    assert "another range may be better: lr of cagrad (largest of 4)." in said
-    assert "standard deviations" not in said
-    Verdicts("tuned_sum", rows, errors=True).show()
-    assert "Δ is not the difference of the scores" in " ".join(capsys.readouterr().out.split())
-    assert (
-        replace(rows[0], search_result=SearchResult(0, {}, dict.fromkeys(weights, 1.0))).settings == "all weights 1.00"
-    )
+    budget, ends, correction = lines
+    assert budget == "At 90 training steps for each method, trials included, no method is shown to beat tuned_sum."
+    assert ends.endswith("another range may be better: lr of cagrad (largest of 4).")
+    assert "corrected for 1 method (Holm" in correction
+    methods.has_errors = True
+    assert "Δ is not the difference of the scores" in verdict_table(report, rows, results)[1][1]
 
 
 def test_two_seeds_give_no_verdict() -> None:
@@ -291,7 +295,7 @@ def test_a_shipped_ladder_of_weightings_is_accepted(data: str, tmp_path: Path) -
     assert ladder.baseline == "tuned_sum"
     assert {"tuned_sum", "equal", "uncertainty", "mgda", "cagrad", "read_off"} <= ladder.rungs.keys()
     assert {config["trainer"]["max_epochs"] for config in ladder.rungs.values()} == {2}
-    first, second = islice(ladder.trials["cagrad"](), 2)
+    first, second = ladder.trials["cagrad"][:2]
     rates = [trial["model"]["init_args"]["optimizer"]["init_args"]["lr"] for trial in (first, second)]
     assert rates[0] != rates[1]
 
@@ -305,13 +309,29 @@ def searching(name: str) -> dict[str, Any]:
 
 
 BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
-    "one trial": ({}, ["--trials=1"], "--trials: expected a whole number of at least 2"),
-    "trials of text": ({"tune": {**LADDER["tune"], "trials": "x"}}, [], "tune.trials: expected a whole number of at"),
-    "a seed of the ladder": ({"tune": {**LADDER["tune"], "seed": 2}}, [], "tune.seed: 2 is also a seed of the ladder"),
-    "nothing to search": ({"tune": {"trials": 3}}, [], "tune.parameters: name the options to tune for every rung"),
-    "data to search": (searching("data.batch_size"), [], "data.batch_size: only options of the model can be tuned"),
+    "one trial": ({}, ["--trials=1"], "tune.trials or --trials: expected a whole number of at least 2"),
+    "trials of text": (
+        {"tune": {**LADDER["tune"], "trials": "x"}},
+        [],
+        "tune.trials or --trials: expected",
+    ),
+    "a seed of the ladder": (
+        {"tune": {**LADDER["tune"], "seed": 2}},
+        [],
+        "that is no seed of the ladder, got 2",
+    ),
+    "nothing to search": (
+        {"tune": {"trials": 3}},
+        [],
+        "tune.parameters: expected options of the model",
+    ),
+    "data to search": (searching("data.batch_size"), [], "tune.parameters: expected options of the model"),
     "an unknown option": (searching("model.lrr"), [], "rung tuned_sum_trial_1: --model.lrr: there is no such"),
-    "an unknown key": ({"tune": {**LADDER["tune"], "budget": 3}}, [], "expected trials, seed, parameters, got budget"),
+    "an unknown key": (
+        {"tune": {**LADDER["tune"], "budget": 3}},
+        [],
+        "trials, seed, parameters, got ['budget']",
+    ),
     "a range upside down": (
         {"tune": {"trials": 3, "parameters": {LR: {"min": 1, "max": 0}}}},
         [],
@@ -325,7 +345,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "weights of an unknown rung": (
         with_rungs(read_off={"weights": "mgda"}),
         [],
-        "weights are used (cagrad), got 'mgda'",
+        "weights are used (cagrad), got {'weights': 'mgda'}",
     ),
     "weights of a sum": (
         with_rungs(equal={"class_path": "lightning_meta.MultiHead"}, read_off={"weights": "equal"}),
@@ -335,14 +355,14 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "weights of a method without any": (
         with_rungs(tuned_sum={"class_path": "lightning_meta.Independent", "weights": "tuned"}),
         [],
-        "rungs.tuned_sum.weights: its model shares nothing, so losses cannot be weighted",
+        "rungs.tuned_sum.weights: leave out model.weighting, and use a model with shared parameters",
     ),
     "weights of another and a model": (
         with_rungs(read_off={"weights": "cagrad", "class_path": "lightning_meta.MultiHead"}),
         [],
-        "rungs.read_off.weights: the model is that of cagrad; remove the other keys of read_off",
+        "rungs.read_off.weights: expected tuned and a model, or only the rung whose mean weights are used (cagrad)",
     ),
-    "weights of no name": (with_rungs(read_off={"weights": ["cagrad"]}), [], "got ['cagrad']"),
+    "weights of no name": (with_rungs(read_off={"weights": ["cagrad"]}), [], "got {'weights': ['cagrad']}"),
     "no metric": (
         {"shared": {**LADDER["shared"], "checkpoint": {"monitor": None}}},
         [],
@@ -369,22 +389,21 @@ def test_without_a_search_nothing_is_tuned(capsys: pytest.CaptureFixture[str]) -
     assert climb("--trials=3") == 2
     assert "--trials: toy.yaml has no section tune, so there are no trials" in capsys.readouterr().err
     assert climb() == 2
-    assert "rungs.tuned_sum.weights: toy.yaml has no section tune" in capsys.readouterr().err
+    assert "rungs.tuned_sum.weights: add a section tune" in capsys.readouterr().err
 
 
 def test_a_failed_training_is_noted_and_a_refused_one_ends_the_search(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     run = PlannedRun("a", 1, tmp_path / "configs" / "a.yaml")
-    noted: list[PlannedRun] = []
-    for status in (1, 2):
+    run.file.parent.mkdir()
+    run.file.write_text("seed_everything: 1\n")
+    for status in (2, 1):
         script = f"import sys; print('lightning-meta: error: no'); sys.exit({status})"
         monkeypatch.setattr(children, "FIT", (sys.executable, "-S", "-c", script))
-        if status == 1:
-            run_in_processes([("a", run), ("a", run)], 1, 1, tmp_path / "logs", noted.append)
-        else:
+        for trials in (False, True) if status == 2 else (False,):
             with pytest.raises(UserError, match="a, seed 1: no"):
-                run_in_processes([("a", run)], 1, 1, tmp_path / "logs", noted.append)
-    assert noted == [run, run]
-    with pytest.raises(UserError, match="a, seed 1: no"):
-        run_in_processes([("a", run)], 1, 1, tmp_path / "logs")
+                run_in_processes([("a", run)], 1, 1, tmp_path / "logs", trials)
+        assert not has_failed(run)
+    run_in_processes([("a", run), ("a", run)], 1, 1, tmp_path / "logs", trials=True)
+    assert has_failed(run)

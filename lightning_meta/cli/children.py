@@ -1,20 +1,48 @@
-"""Runs of `fit` in child processes, for ladders and searches."""
+"""Runs of `fit` for ladders and sweeps: their options, configurations and child processes."""
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from lightning_meta.cli.fit import ParsedOnly
+from lightning_meta.errors import UserError
+from lightning_meta.run.tables import numbers_of, read_columns
 from lightning_meta.signals import Signals
 
 FIT: tuple[str, ...] = (sys.executable, "-m", "lightning_meta.cli.child", "fit")
 ERROR = "lightning-meta: error: "
 GRACE = 60.0  # seconds that a child has to write its last checkpoint
 POLL = 0.1  # seconds
+TOGETHER = 1.0  # seconds within which a signal to the process group reaches all processes
+STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+def by_option(words: Iterable[str]) -> list[tuple[str, str, list[str]]]:
+    """Split a command line into options: the name, such as `--trainer.max_steps`, the value, and the words of each."""
+    options: list[list[str]] = []
+    for word in words:
+        if not options or (word.startswith("-") and not word[1:2].isdigit()):
+            options.append([])
+        options[-1].append(word)
+    parts = [(*option[0].partition("="), option) for option in options]
+    return [(name, " ".join([value, *option[1:]]).strip(), option) for name, _, value, option in parts]
+
+
+def parsed(arguments: Sequence[str]) -> dict[str, Any]:
+    """The configuration of `fit` for its options, as plain data; a `UserError` if `fit` refuses them."""
+    cli = ParsedOnly(arguments)
+    config: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))
+    return config
 
 
 class Children:
@@ -39,28 +67,17 @@ class Children:
         """Stop the runs that have not ended."""
         for process in self._running:
             process.terminate()
-        signals_before, deadline = self._signals.count, time.monotonic() + GRACE
-        while (
-            any(process.poll() is None for process in self._running)
-            and signals_before < 2
-            and self._signals.count == signals_before
-            and time.monotonic() < deadline
-        ):
+        before, deadline = self._signals.count, time.monotonic() + GRACE
+        while any(process.poll() is None for process in self._running):
+            if not self._signals.count == before < 2 or time.monotonic() > deadline:
+                break
             time.sleep(0.02)
         for process in self._running:
             process.kill()  # does nothing to one that has ended
-            process.wait()
-            _close(process)
-        self._running.clear()
+            process.communicate()  # closes its input
 
     def start(self, arguments: Sequence[str], log: Path, threads: int | None = None) -> subprocess.Popen[bytes]:
-        """Start a run.
-
-        Args:
-            arguments: Options of `fit`.
-            log: File to which the output is appended.
-            threads: Number of threads of the run; by default that of this process.
-        """
+        """Start `fit` with options, a log to which its output is appended, and by default as many threads as here."""
         share = {} if threads is None else {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         with log.open("ab") as output:
             # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
@@ -76,27 +93,60 @@ class Children:
         return process
 
     def next_ended(self) -> subprocess.Popen[bytes]:
-        """Wait until a run has ended.
-
-        Raises:
-            StoppedBySignal: This process was told to stop.
-        """
+        """Wait until a run has ended, or raise `StoppedBySignal` if this process is told to stop."""
         while True:
             self._signals.check()
             for process in self._running:
                 if process.poll() is not None:
                     self._running.remove(process)
-                    _close(process)
+                    process.communicate()  # closes its input
                     return process
             time.sleep(POLL)
 
 
-def last_line(log: Path) -> str:
-    """The last line that a run printed."""
+def check_status(status: int, log: Path, signals: Signals) -> None:
+    """Raise the error of a run that has ended, from the exit status of its process and its log.
+
+    Raises:
+        StoppedBySignal: A signal stopped the run, which can be resumed.
+        UserError: `fit` refused the options, crashed or was killed.
+        FloatingPointError: Training failed, with the message of `fit`.
+    """
+    if status == 0:
+        return
+    if status < 0 or status in STOPPED:
+        signals.check(TOGETHER)
+        name = signal.Signals(-status if status < 0 else status - 128).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        raise UserError(f"its process was killed by {name}{hint}, see {log}")
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "failed without a message"
+    line = lines[-1] if lines else "failed without a message"
+    if status == 1 and line.startswith(ERROR):
+        raise FloatingPointError(line.removeprefix(ERROR))
+    raise UserError(f"{line.removeprefix(ERROR)} (see {log})")
 
 
-def _close(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        process.stdin.close()
+class OtherMetricError(UserError):
+    """A run logged validation metrics, but not the requested one."""
+
+
+def reached(run: Path, metric: str, maximize: bool) -> float:
+    """The best value of a validation metric in a finished run.
+
+    Raises:
+        UserError: The metric was not logged, or the file is damaged.
+        FloatingPointError: The metric was never finite.
+    """
+    file = run / "metrics.csv"
+    values = read_columns(file) if file.is_file() else {}
+    logged = sorted(name for name, column in values.items() if any(column) and name.startswith("val/"))
+    if not logged:
+        raise UserError("no validation metric was logged: train for longer or validate sooner")
+    if metric not in logged:
+        raise OtherMetricError(
+            f"metric: {metric} was never logged; name one of {', '.join(logged)} in the sweep's file"
+        )
+    finite = [value for value in numbers_of(file, metric, values[metric]) if math.isfinite(value)]
+    if not finite:
+        raise FloatingPointError(f"{metric} was never finite")
+    return max(finite) if maximize else min(finite)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from torch import Tensor
 import lightning_meta as lm
 from lightning_meta.batches import SPLITS, Examples, Split
 from lightning_meta.cli import main
-from lightning_meta.cli.ladder.linear import LinearComparison
+from lightning_meta.cli.ladder.tables import linear_table
 from lightning_meta.functional.linear_models import Labelled, linear_models
 from lightning_meta.multitask.linear import STRENGTHS
 from lightning_meta.tasks import Binary, Classification, Regression, Task
@@ -303,14 +302,20 @@ def test_what_cannot_be_fitted_is_refused_before_training(tmp_path: Path) -> Non
 
 def test_rungs_that_do_not_beat_a_linear_one_are_marked() -> None:
     scores = {"linear": 0.5, "pooled": 0.6, "good": 0.61, "tied": 0.6, "poor": 0.4}
-    marked = LinearComparison(scores, dict.fromkeys(scores, 1.0), ["linear", "pooled"])
-    assert marked.unbeaten == {"tied": ["pooled"], "poor": ["linear", "pooled"]}
-    assert marked.lines[1].startswith("poor does not beat linear (0.500) and pooled (0.600): its test/score is 0.400")
-    assert "chance" not in "".join(marked.lines)
-    chance = replace(marked, at_chance={"linear": (5, 8)})
-    assert "chance" not in chance.lines[0]  # of tied, which beats linear
+    table, marked = linear_table(scores, dict.fromkeys(scores, 1.0), ["linear", "pooled"], {})
+    assert list(map(str, table.columns[3].cells)) == [
+        "",
+        "",
+        "",
+        "does not beat pooled",
+        "does not beat linear and pooled",
+    ]
+    assert marked[1].startswith("poor does not beat linear (0.500) and pooled (0.600): its test/score is 0.400")
+    assert "chance" not in "".join(marked)
+    _, chance = linear_table(scores, dict.fromkeys(scores, 1.0), ["linear", "pooled"], {"linear": (5, 8)})
+    assert "chance" not in chance[0]  # of tied, which beats linear
     end = "mean over seeds. linear itself is at chance level: it is not better than a constant in 5 of 8 tasks."
-    assert chance.lines[1].endswith(end)
+    assert chance[1].endswith(end)
 
 
 def ladder(rungs: Mapping[str, Any], path: Path) -> str:

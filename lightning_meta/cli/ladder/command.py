@@ -8,22 +8,24 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
 
-from lightning_meta.cli.children import ERROR, Children, last_line
+from lightning_meta.cli.children import Children, by_option, check_status
 from lightning_meta.cli.compare import show_report
 from lightning_meta.cli.fit import fit, rehearse
-from lightning_meta.cli.ladder.file import OF_THE_LADDER, Ladder, is_first_trial, read_ladder
-from lightning_meta.cli.ladder.groups import GroupedRung, compare_with_extremes, grouped_rung
-from lightning_meta.cli.ladder.linear import compare_with_linear
+from lightning_meta.cli.ladder.file import OF_THE_LADDER, Ladder, read_ladder
+from lightning_meta.cli.ladder.groups import compare_with_extremes, grouped_rung
 from lightning_meta.cli.ladder.plan import PlannedRun, plan
+from lightning_meta.cli.ladder.tables import compare_with_linear, verdict_rows, verdict_table, write_verdicts
 from lightning_meta.cli.ladder.tuning import SearchResult, has_failed, note_failure, tuned
-from lightning_meta.cli.ladder.verdicts import verdicts
 from lightning_meta.cli.plain_parser import PlainParser
 from lightning_meta.cli.threads import OPTION, using_threads
 from lightning_meta.cli.unchanged import UnchangedData
@@ -34,6 +36,7 @@ from lightning_meta.run.names import refuse_name
 from lightning_meta.signals import StoppedBySignal, recording
 
 GROUPS = 3
+WIDTH = 160  # columns of the last tables, if the output is not a terminal
 
 
 def ladder(args: Sequence[str]) -> None:
@@ -43,48 +46,29 @@ def ladder(args: Sequence[str]) -> None:
     name = Path(options.config).stem if options.name is None else options.name
     refuse_name("--name", name)
     folder = Path(options.runs) / name
-    grouped = None if options.groups is None else grouped_rung(options.groups, options.group_count or GROUPS)
-    extra_rungs = {} if grouped is None else {grouped.name: grouped.model}
-    rungs = read_ladder(options.config, folder, options.seeds, options.rungs, fit_args, extra_rungs, options.trials)
+    extra_rungs: dict[str, Any] = {}
     notes: list[str] = []
-    if grouped is not None:
-        rungs, grouped_name, notes = _with_groups(rungs, grouped)
+    if options.groups is not None:
+        extra_rungs, notes = grouped_rung(options.groups, options.group_count or GROUPS)
+    rungs = read_ladder(options.config, folder, options.seeds, options.rungs, fit_args, extra_rungs, options.trials)
     for line in notes:
         print(line, flush=True)
     search_results: dict[str, SearchResult] = {}
     # A search starts many runs: each gets a child process, which frees all memory at its end.
-    separate = rungs.search is not None
-    data = UnchangedData()
+    train = partial(_train, UnchangedData(), options, options.jobs > 1 or rungs.search is not None)
     try:
         if rungs.search is not None:
-            rungs, search_results = tuned(
-                rungs, rungs.search, lambda trials: _train(trials, data, options, separate, note_failure)
-            )
-        _train(plan(rungs), data, options, separate)
+            rungs, search_results = tuned(rungs, rungs.search, partial(train, trials=True))
+        train(plan(rungs))
     except (KeyboardInterrupt, SystemExit, StoppedBySignal) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:
             raise
         print("\nthe ladder was stopped; run the same command again to resume it", file=sys.stderr)
         raise SystemExit(130) from None
     runs = plan(rungs)
-    if grouped is not None:
-        models = {rung: config["model"]["class_path"] for rung, config in rungs.rungs.items()}
-        notes += compare_with_extremes(grouped_name, models, runs)
+    for rung in extra_rungs:
+        notes += compare_with_extremes(rung, rungs.rungs, runs)
     _report(rungs, runs, search_results, notes, options.wandb_project)
-
-
-def _with_groups(ladder: Ladder, grouped: GroupedRung) -> tuple[Ladder, str, list[str]]:
-    """The ladder, the name of the rung that trains the proposed groups, and what to say about it.
-
-    A single group of all tasks is not trained a second time if another rung trains all tasks together.
-    """
-    same = grouped.same_rung(ladder)
-    if same is None:
-        return ladder, grouped.name, grouped.lines
-    rungs = {rung: config for rung, config in ladder.rungs.items() if rung != grouped.name}
-    trials = {rung: configs for rung, configs in ladder.trials.items() if rung != grouped.name}
-    line = f"{grouped.name} is the same as {same}, whose runs are used; no rung is added."
-    return replace(ladder, rungs=rungs, trials=trials), same, [*grouped.lines, line]
 
 
 def _report(
@@ -100,15 +84,19 @@ def _report(
         return
     baseline = [run.directory for run in runs if run.directory and run.rung == ladder.baseline]
     report = compare(others, baseline, [] if ladder.search is None else ladder.search.parameters)
-    linear, equal_budget = compare_with_linear(runs), verdicts(report, runs, search_results) if search_results else None
-    tables = [table for table in (linear, equal_budget) if table is not None]
-    notes = [*(line for table in tables for line in table.lines), *notes]
+    rows = verdict_rows(report, runs, search_results) if search_results else []
+    tables = compare_with_linear(runs)
+    if rows:
+        tables.append(verdict_table(report, rows, search_results))
+    lines = [line for _, lines in tables for line in lines]
     folder = ladder.folder / "report"
-    show_report(replace(report, notes=(*report.notes, *notes)), folder, wandb)
-    for table in tables:
-        table.show()
-    if equal_budget is not None:
-        equal_budget.write(folder)
+    show_report(replace(report, notes=(*report.notes, *lines, *notes)), folder, wandb)
+    console = Console()
+    console = console if console.is_terminal else Console(width=max(console.width, WIDTH))
+    for table, _ in tables:
+        console.print(table)
+    if rows:
+        write_verdicts(folder, rows)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -167,14 +155,11 @@ def _list(text: str) -> list[Any]:
 def _check(options: argparse.Namespace, fit_args: Sequence[str]) -> None:
     if options.config is None:
         raise UserError("--config: name the ladder's file, such as configs/ladder_glyphs.yaml")
-    names = [option.partition("=")[0].removeprefix("--") for option in fit_args if option.startswith("-")]
-    for name in names:
-        if name == "allow_changes":
-            raise UserError(f"--{name}: a ladder compares runs of one configuration; start another with --name")
-        if name in OF_THE_LADDER:
-            raise UserError(f"--{name}: a ladder sets this for each run itself; it has --seeds, --name and --runs")
-        if name in ("model", "model.class_path"):
-            raise UserError(f"--{name}: the file says which models are trained; choose among them with --rungs")
+    for option, _, _ in by_option(fit_args):
+        if option.removeprefix("--") in OF_THE_LADDER:
+            raise UserError(
+                f"{option}: a ladder sets this for each run itself; it has --seeds, --rungs, --name and --runs"
+            )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if options.group_count is not None and options.groups is None:
         raise UserError("--group_count: name the run whose affinities propose groups, with --groups")
@@ -189,54 +174,35 @@ def _check(options: argparse.Namespace, fit_args: Sequence[str]) -> None:
 
 
 def _train(
-    runs: Sequence[PlannedRun],
-    data: UnchangedData,
-    options: argparse.Namespace,
-    separate: bool,
-    failed: Callable[[PlannedRun], None] | None = None,
+    data: UnchangedData, options: argparse.Namespace, separate: bool, runs: Sequence[PlannedRun], trials: bool = False
 ) -> None:
-    """Train the runs that are not finished, in child processes if `separate`; see `run_in_processes` for `failed`."""
-    _check_data(runs, data)
-    _rehearse(runs, failed is not None)
-    waiting = []
-    for number, run in enumerate(runs, 1):
-        line = f"run {number} of {len(runs)}: {run.title}"
-        if run.finished:
-            print(f"{line}, finished before", flush=True)
-        elif failed is not None and has_failed(run):
-            print(f"{line}, failed before", flush=True)
-        else:
-            waiting.append((line + (f", resumes in {run.directory}" if run.directory else ""), run))
-    if options.jobs == 1 and not separate:
-        _run_here(waiting, options.threads)
-    elif waiting:
-        logs = waiting[0][1].root.parent / "logs"
-        run_in_processes(waiting, options.jobs, options.threads, logs, failed)
-
-
-def _check_data(runs: Sequence[PlannedRun], data: UnchangedData) -> None:
-    """Refuse finished runs whose data have changed since, before another run is trained."""
+    """Train the runs that are not finished, in child processes if `separate`; see `run_in_processes` for `trials`."""
     finished = [run.directory for run in runs if run.finished and run.directory is not None]
     if finished:
         data.check(lambda: read_yaml(runs[0].file)["data"], finished, "give the ladder another --name, or remove {run}")
+    _rehearse(runs, trials)
+    waiting = []
+    for number, run in enumerate(runs, 1):
+        line = f"run {number} of {len(runs)}: {run.title}"
+        if run.finished or (trials and has_failed(run)):
+            print(f"{line}, {'finished' if run.finished else 'failed'} before", flush=True)
+        else:
+            waiting.append((line + (f", resumes in {run.directory}" if run.directory else ""), run))
+    if not separate:
+        _run_here(waiting, options.threads)
+    elif waiting:
+        run_in_processes(waiting, options.jobs, options.threads, waiting[0][1].root.parent / "logs", trials)
 
 
-def _rehearse(runs: Sequence[PlannedRun], of_search: bool) -> None:
-    """Refuse a rung that cannot be set up before another one is trained.
+def _rehearse(runs: Sequence[PlannedRun], trials: bool) -> None:
+    """Set up a run of each rung that was not begun, so that a mistake in it is found before another one is trained.
 
-    A single run of each rung that has not been begun is set up. In a search it is the trial with the settings of the
-    file: another trial that cannot be set up has failed, and the search goes on without it.
-
-    Args:
-        runs: The runs, in order.
-        of_search: Whether they are the trials of a search.
+    In a search it is the trial with the settings of the file: the search goes on without another that fails.
     """
-    waiting = [run for run in runs if not run.finished]
     begun = {run.rung for run in runs if run.directory is not None}
-    if of_search:
-        chosen = [run for run in waiting if is_first_trial(run.rung)]
-    else:  # the first run to be trained finds its mistakes itself
-        chosen = [run for run in waiting if run.rung != waiting[0].rung]
+    chosen = [run for run in runs if run.rung.endswith("_trial_0")]
+    if not trials:  # the first run finds its mistakes itself
+        chosen = [run for run in runs if run.rung != runs[0].rung]
     for run in {run.rung: run for run in reversed(chosen) if run.rung not in begun}.values():
         try:
             rehearse(run.arguments)
@@ -247,11 +213,7 @@ def _rehearse(runs: Sequence[PlannedRun], of_search: bool) -> None:
 
 
 def _run_here(runs: Sequence[tuple[str, PlannedRun]], threads: int) -> None:
-    once = _Once()
-    handlers = list(logging.getLogger("lightning_meta").handlers)
-    for handler in handlers:
-        handler.addFilter(once)
-    try:
+    with _data_messages_once():
         for line, run in runs:
             print(line, flush=True)
             try:
@@ -259,47 +221,36 @@ def _run_here(runs: Sequence[tuple[str, PlannedRun]], threads: int) -> None:
                     fit(arguments)
             except UserError as error:
                 raise UserError(f"{run.title}: {error}") from error
+
+
+@contextmanager
+def _data_messages_once() -> Iterator[None]:
+    """Show each message about the data once, since all runs of a ladder read the same data."""
+    shown: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        about_data = record.name.startswith(("lightning_meta.data", "lightning_meta.sources"))
+        repeated = about_data and record.getMessage() in shown
+        shown.add(record.getMessage())
+        return not repeated
+
+    handlers = list(logging.getLogger("lightning_meta").handlers)
+    for handler in handlers:
+        handler.addFilter(is_new)
+    try:
+        yield
     finally:
         for handler in handlers:
-            handler.removeFilter(once)
-
-
-class _Once(logging.Filter):
-    """Shows each message about the data once, since all runs of a ladder read the same data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shown: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the message is new, or not about the data."""
-        if not record.name.startswith(("lightning_meta.data", "lightning_meta.sources")):
-            return True
-        message = record.getMessage()
-        is_new = message not in self.shown
-        self.shown.add(message)
-        return is_new
+            handler.removeFilter(is_new)
 
 
 def run_in_processes(
-    runs: Sequence[tuple[str, PlannedRun]],
-    jobs: int,
-    threads: int,
-    logs: Path,
-    failed: Callable[[PlannedRun], None] | None = None,
+    runs: Sequence[tuple[str, PlannedRun]], jobs: int, threads: int, logs: Path, trials: bool = False
 ) -> None:
-    """Train runs in child processes, whose output goes to one log file each.
+    """Train runs, each with a line to print when it starts, in child processes with one log file each.
 
-    Args:
-        runs: The runs, each with a line to print when it starts.
-        jobs: Largest number of processes at a time.
-        threads: Threads of each process.
-        logs: Folder of the log files.
-        failed: Called with each run whose training failed, such as by a NaN loss, which is an error without it.
-
-    Raises:
-        UserError: A run failed. The other active runs are stopped and can be resumed.
-        StoppedBySignal: A signal stopped the ladder, and with it the active runs.
+    An error or a signal stops all runs, which can be resumed. A trial whose training fails, such as by a NaN loss, is
+    noted instead.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting = list(runs)
@@ -313,10 +264,12 @@ def run_in_processes(
                 active[children.start(run.arguments, log, threads)] = (run, log, time.monotonic())
             process = children.next_ended()
             run, log, began = active.pop(process)
-            if process.returncode == 1 and failed is not None and last_line(log).startswith(ERROR):
-                failed(run)
-                print(f"{run.title} failed: {last_line(log).removeprefix(ERROR)}", flush=True)
-                continue
-            if process.returncode:
-                raise UserError(f"{run.title}: {last_line(log).removeprefix(ERROR)} (see {log})")
-            print(f"{run.title}: done in {time.monotonic() - began:.0f} s", flush=True)
+            try:
+                check_status(process.returncode, log, signals)
+            except (FloatingPointError, UserError) as error:
+                if isinstance(error, UserError) or not trials:
+                    raise UserError(f"{run.title}: {error}") from error
+                note_failure(run)
+                print(f"{run.title} failed: {error}", flush=True)
+            else:
+                print(f"{run.title}: done in {time.monotonic() - began:.0f} s", flush=True)

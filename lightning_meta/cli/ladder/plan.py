@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import yaml
 from lightning_meta.cli.ladder.file import Ladder
 from lightning_meta.errors import UserError
 from lightning_meta.reading import read_yaml
-from lightning_meta.run.differences import Difference, differences
+from lightning_meta.report.transfer.reading import read_results
+from lightning_meta.run.differences import differences
 from lightning_meta.run.files import replacing
 from lightning_meta.run.logger import versions
 
@@ -53,6 +53,11 @@ class PlannedRun:
         """The options of `fit` that start or resume the run."""
         return ["--config", str(self.file), *([] if self.directory is None else ["--ckpt_path", str(self.directory)])]
 
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """The content of `results.json`; None if the run is not finished."""
+        return read_results(self.directory) if self.finished and self.directory is not None else None
+
 
 def plan(ladder: Ladder) -> list[PlannedRun]:
     """List the runs of a ladder, seed by seed, with their state, and write their configurations.
@@ -66,16 +71,15 @@ def plan(ladder: Ladder) -> list[PlannedRun]:
     started = {rung: _started(ladder.folder / rung) for rung in ladder.rungs}
     for seed in ladder.seeds:
         for rung, config in ladder.rungs.items():
-            file = ladder.folder / "configs" / f"{rung}_seed_{seed}.yaml"
             config = {**config, "seed_everything": seed}
-            same_seed = [(run, stored) for run, stored in started[rung] if stored.get("seed_everything") == seed]
-            same_seed.sort(key=lambda run_and_config: not _finished(run_and_config[0]))
-            directory = same_seed[0][0] if same_seed else None
-            if directory is not None and (changed := _changes(same_seed[0][1], config)):
-                raise UserError(
-                    f"{directory} was started with another configuration: {changed[0]}; change it back, give the "
-                    f"ladder another --name, or remove {directory}"
-                )
+            directory, stored = started[rung].get(str(seed), (None, config))
+            for change in differences(stored, config):  # others, such as the number of workers, change no results
+                if change.kind in ("meaning", "impossible") or change.option.startswith(BUDGET):
+                    raise UserError(
+                        f"{directory} was started with another configuration: {change}; change it back, give the "
+                        f"ladder another --name, or remove {directory}"
+                    )
+            file = ladder.folder / "configs" / f"{rung}_seed_{seed}.yaml"
             with replacing(file) as stream:
                 yaml.safe_dump(config, stream, sort_keys=False, allow_unicode=True)
             runs.append(PlannedRun(rung, seed, file, directory, directory is not None and _finished(directory)))
@@ -86,23 +90,18 @@ def _finished(directory: Path) -> bool:
     return all((directory / f).is_file() for f in ("results.json", "per_task.csv", "predictions.npz"))
 
 
-def _started(root: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Run directories with a checkpoint or results, and their configurations."""
-    runs = []
-    for version in versions(root):
-        directory = root / str(version)
+def _started(root: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """By seed, the run directory with results, or else with a checkpoint, and its configuration."""
+    runs: dict[str, tuple[Path, dict[str, Any]]] = {}
+    directories = [root / str(version) for version in versions(root)]
+    for directory in sorted(directories, key=_finished, reverse=True):
         resumable = any((directory / f).is_file() for f in ("results.json", "checkpoints/last.ckpt"))
-        if resumable and (directory / "config.yaml").is_file():
-            try:
-                stored = read_yaml(directory / "config.yaml")
-            except (OSError, ValueError, yaml.YAMLError) as error:
-                raise UserError(f"{directory / 'config.yaml'} is damaged; remove {directory}") from error
-            runs.append((directory, stored if isinstance(stored, dict) else {}))
+        if not resumable or not (directory / "config.yaml").is_file():
+            continue
+        try:
+            stored = read_yaml(directory / "config.yaml")
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{directory / 'config.yaml'} is damaged; remove {directory}") from error
+        if isinstance(stored, dict):
+            runs.setdefault(str(stored.get("seed_everything")), (directory, stored))
     return runs
-
-
-def _changes(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[Difference]:
-    """Differences that affect the results. Others, such as the number of workers, are allowed on a resume."""
-    return [
-        d for d in differences(stored, config) if d.kind in ("meaning", "impossible") or d.option.startswith(BUDGET)
-    ]

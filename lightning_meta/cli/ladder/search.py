@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lightning_meta.cli.sweep.file import Parameter, read_parameter
+from lightning_meta.cli.sweep.file import Parameter, check_keys, read_parameter
 from lightning_meta.errors import UserError
 from lightning_meta.functional import random_bits
 
 KEYS = ("trials", "seed", "parameters")
-WEIGHT = "train/weight/"  # followed by the task: the name under which weightings log a weight
 TUNED = "tuned"  # `weights: tuned` searches the weights; any other value names the rung whose weights are used
 
 
@@ -41,12 +39,11 @@ class Search:
         """The values of a trial by option; empty for the first trial."""
         return {name: self._value(name, trial) for name in self.parameters} if trial else {}
 
-    def weights(self, trial: int, tasks: Iterable[str]) -> dict[str, float]:
+    def weights(self, trial: int, tasks: Sequence[str]) -> dict[str, float]:
         """Random loss weights of a trial by task, with mean 1."""
-        names = list(tasks)
-        keys = random_bits.key(self.seed, trial, torch.tensor([random_bits.name_key(name) for name in names]))
+        keys = random_bits.key(self.seed, trial, torch.tensor([random_bits.name_key(task) for task in tasks]))
         normal = torch.special.ndtri(random_bits.uniform(keys, 1)[:, 0] + 2.0**-54)  # the quantile of 0 is not finite
-        return rounded(dict(zip(names, (len(names) * normal.softmax(0)).tolist(), strict=True)))
+        return rounded(dict(zip(tasks, (len(tasks) * normal.softmax(0)).tolist(), strict=True)))
 
     def _value(self, name: str, trial: int) -> Any:
         drawn = self.trials - 1
@@ -67,52 +64,21 @@ def rounded(weights: Mapping[str, float]) -> dict[str, float]:
     return {name: float(f"{weight:.6g}") for name, weight in weights.items()}
 
 
-def read_search(where: str, content: Any, trials: int | None) -> Search:
-    """Read the section `tune` of a ladder's file.
-
-    Args:
-        where: File and section, for error messages.
-        content: The section, with `trials`, `seed` and `parameters`.
-        trials: Number of trials; by default that of the file.
-
-    Raises:
-        UserError: The section is not valid.
-    """
-    if not isinstance(content, dict) or (odd := [str(k) for k in content if k not in KEYS]):
-        got = odd[0] if isinstance(content, dict) else repr(content)
-        raise UserError(f"{where}: expected {', '.join(KEYS)}, got {got}")
-    number = content.get("trials") if trials is None else trials
+def read_search(where: str, content: Any, trials: int | None, seeds: Collection[int]) -> Search:
+    """Read the section `tune` of the file of a ladder with these seeds; `trials` replaces the number in the file."""
+    check_keys(where, content, KEYS)
+    number, seed = content.get("trials") if trials is None else trials, content.get("seed", 0)
     if type(number) is not int or number < 2:
-        option = f"{where}.trials" if trials is None else "--trials"
         raise UserError(
-            f"{option}: expected a whole number of at least 2, as the first trial has the settings of the file; got "
-            f"{number!r}"
+            f"{where}.trials or --trials: expected a whole number of at least 2, as the first trial has the settings "
+            f"of the file; got {number!r}"
         )
-    seed = content.get("seed", 0)
-    if type(seed) is not int or not 0 <= seed < 2**32:
-        raise UserError(f"{where}.seed: expected a whole number from 0, got {seed!r}")
+    if type(seed) is not int or not 0 <= seed < 2**32 or seed in seeds:
+        raise UserError(f"{where}.seed: expected a whole number from 0 that is no seed of the ladder, got {seed!r}")
     specs = content.get("parameters")
-    if not isinstance(specs, dict) or not specs:
+    if not isinstance(specs, dict) or not specs or any(not str(name).startswith("model.") for name in specs):
         raise UserError(
-            f"{where}.parameters: name the options to tune for every rung, such as model.optimizer.lr: {{distribution: "
-            f"log_uniform_values, min: 0.0001, max: 0.01}}; got {specs!r}"
+            f"{where}.parameters: expected options of the model to tune for every rung, such as model.optimizer.lr: "
+            f"{{distribution: log_uniform_values, min: 0.0001, max: 0.01}}; got {specs!r}"
         )
-    for name in specs:
-        if not str(name).startswith("model."):
-            raise UserError(f"{where}.parameters.{name}: only options of the model can be tuned")
-    parameters = {name: read_parameter(f"{where}.parameters.{name}", spec) for name, spec in specs.items()}
-    return Search(number, seed, parameters)
-
-
-def mean_weights(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The mean logged weight of each task, over the steps that logged it.
-
-    Args:
-        columns: Columns of `metrics.csv` by name, which begins with `WEIGHT`; NaN for rows without a value.
-
-    Returns:
-        The mean by task; tasks without a logged weight are left out.
-    """
-    logged = {name: [value for value in column if math.isfinite(value)] for name, column in columns.items()}
-    means = {name.removeprefix(WEIGHT): math.fsum(values) / len(values) for name, values in logged.items() if values}
-    return rounded(means)
+    return Search(number, seed, {name: read_parameter(f"{where}.parameters.{name}", s) for name, s in specs.items()})

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from pathlib import Path
 from typing import Any
 
+from lightning_meta.cli.children import reached
 from lightning_meta.cli.ladder.file import Ladder
 from lightning_meta.cli.ladder.plan import PlannedRun, plan
-from lightning_meta.cli.ladder.search import TUNED, WEIGHT, Search, mean_weights
-from lightning_meta.cli.sweep.trial import reached
+from lightning_meta.cli.ladder.search import TUNED, Search, rounded
 from lightning_meta.errors import UserError
 from lightning_meta.modes import mode_of
 from lightning_meta.reading import read_yaml
-from lightning_meta.report.transfer.reading import read_results
 from lightning_meta.run.files import replacing
 from lightning_meta.run.tables import numbers_of, read_columns
 
 FAILED = "failed.yaml"  # the configuration with which the training of a trial failed, in the folder of the trial
-
-Configs = dict[str, list[dict[str, Any]]]  # configurations of the trials by rung
 
 
 @dataclass(frozen=True)
@@ -48,48 +46,37 @@ def tuned(
 ) -> tuple[Ladder, dict[str, SearchResult]]:
     """Train the trials of all rungs, and return the ladder with the best settings of each rung.
 
-    Args:
-        ladder: The ladder with the settings of the file.
-        search: The search.
-        train: Trains the trials that are not finished.
-
     Raises:
         UserError: No trial of a rung has a result, or its weights cannot be read.
     """
-    # Rungs with tuned weights spend half of their trials on the settings, with weights of 1, and the others on weights
-    # with the best of these settings.
-    sums = [rung for rung in ladder.trials if ladder.weights.get(rung) == TUNED]
-    half = (search.trials + 1) // 2
-    configs: Configs = {
-        rung: list(islice(trials(), half if rung in sums else None)) for rung, trials in ladder.trials.items()
-    }
-    train(_planned(ladder, search, configs))
-    settings = {rung: [_settings(search, config) for config in trials] for rung, trials in configs.items()}
-    weights: dict[str, list[dict[str, float]]] = {}
-    for rung in sums:
-        runs = _planned(ladder, search, {rung: configs[rung]})
-        first = _best(rung, runs)
-        tasks = _tasks(runs[first])
-        weights[rung] = [dict.fromkeys(tasks, 1.0)] * len(runs)
-        for number in range(len(runs), search.trials):
-            weights[rung].append(search.weights(number, tasks))
-            settings[rung].append(settings[rung][first])
-            config = _weighted(configs[rung][first], weights[rung][-1])
+    configs = {rung: [*trials] for rung, trials in ladder.trials.items()}
+    tuned_sums = [rung for rung in configs if ladder.weights.get(rung) == TUNED]
+    train(_planned(ladder, search, *configs.values()))
+    for rung in tuned_sums:  # the other half of their trials has the best settings, and drawn weights
+        best, run = _best(rung, _planned(ladder, search, configs[rung]))
+        tasks = _tasks(run)
+        for number in range(len(configs[rung]), search.trials):
+            config = _weighted(configs[rung][best], search.weights(number, tasks))
             configs[rung].append({**config, "name": f"{rung}_trial_{number}"})
-    train(_planned(ladder, search, {rung: configs[rung] for rung in sums}))
+    train(_planned(ladder, search, *(configs[rung] for rung in tuned_sums)))
     rungs, results = {}, {}
     for rung, config in ladder.rungs.items():
-        source = ladder.weights.get(rung, rung)
+        source = ladder.weights.get(rung, TUNED)
         searched = rung if source == TUNED else source
-        runs = _planned(ladder, search, {searched: configs[searched]})
-        best = _best(searched, runs)
-        chosen, task_weights = configs[searched][best], weights[rung][best] if rung in sums else {}
+        runs = _planned(ladder, search, configs[searched])
+        best, run = _best(searched, runs)
+        chosen, weights = configs[searched][best], {}
+        settings = [_settings(search, trial) for trial in configs[searched]]
+        ends = _ends(settings, best) if searched == rung else {}
         if searched != rung:  # the weights that the method of another rung had on average
-            task_weights = _logged_weights(searched, runs[best])
-            chosen = _weighted(chosen, task_weights)
+            weights = mean_weights(run)
+            chosen = _weighted(chosen, weights)
+        elif rung in tuned_sums:
+            fixed = chosen["model"]["init_args"]["weighting"]
+            weights = fixed["init_args"]["weights"] if fixed else dict.fromkeys(_tasks(run), 1.0)
         rungs[rung] = {**chosen, **{key: config[key] for key in ("name", "runs")}}
-        ends = _ends(settings[rung], best) if searched == rung else {}
-        results[rung] = SearchResult(best, settings[searched][best], task_weights, sum(map(steps_of, runs)), ends)
+        steps = sum(run.results["steps"] for run in runs if run.results is not None)
+        results[rung] = SearchResult(best, settings[best], weights, steps, ends)
     return replace(ladder, rungs=rungs), results
 
 
@@ -105,32 +92,22 @@ def has_failed(run: PlannedRun) -> bool:
     return note.is_file() and note.read_bytes() == run.file.read_bytes()
 
 
-def steps_of(run: PlannedRun) -> int:
-    """Training steps of a run; 0 without results."""
-    if run.directory is None or not run.finished:
-        return 0
-    return int(read_results(run.directory)["steps"])
-
-
-def _planned(ladder: Ladder, search: Search, configs: Mapping[str, Sequence[dict[str, Any]]]) -> list[PlannedRun]:
-    """The trials as runs of a ladder with one seed, in order."""
-    rungs = {config["name"]: config for trials in configs.values() for config in trials}
+def _planned(ladder: Ladder, search: Search, *trials: Sequence[dict[str, Any]]) -> list[PlannedRun]:
+    """The trials of some rungs as runs of a ladder with one seed, in order."""
+    rungs = {config["name"]: config for of_rung in trials for config in of_rung}
     return plan(Ladder(ladder.folder / "trials", ladder.baseline, (search.seed,), rungs))
 
 
 def _settings(search: Search, config: Mapping[str, Any]) -> dict[str, Any]:
     """The values of the tuned options in the configuration of a trial, without those that its model does not have."""
-    values = {option: _value(config, option.split(".")) for option in search.parameters}
-    return {option: value for option, value in values.items() if value is not None}
-
-
-def _value(node: Any, path: Sequence[str]) -> Any:
-    """The value at a path that leaves out `init_args`, of an object its class path; None if there is none."""
-    for key in path:
-        if not isinstance(node, dict):
-            return None
-        node = node[key] if key in node else (node.get("init_args") or {}).get(key)
-    return node["class_path"] if isinstance(node, dict) and "class_path" in node else node
+    settings = {}
+    for option in search.parameters:
+        node: Any = config
+        for key in option.split("."):  # options leave out `init_args`
+            node = {**(node.get("init_args") or {}), **node}.get(key) if isinstance(node, dict) else None
+        if node is not None:
+            settings[option] = node["class_path"] if isinstance(node, dict) and "class_path" in node else node
+    return settings
 
 
 def _ends(settings: Sequence[Mapping[str, Any]], best: int) -> dict[str, str]:
@@ -143,10 +120,8 @@ def _ends(settings: Sequence[Mapping[str, Any]], best: int) -> dict[str, str]:
     return ends
 
 
-def _tasks(run: PlannedRun) -> list[str]:
-    """Names of the tasks of a finished run."""
-    assert run.directory is not None
-    return read_columns(run.directory / "per_task.csv", ["task"])["task"]
+def _tasks(run: Path) -> list[str]:
+    return read_columns(run / "per_task.csv", ["task"])["task"]
 
 
 def _weighted(config: Mapping[str, Any], weights: Mapping[str, float]) -> dict[str, Any]:
@@ -156,37 +131,32 @@ def _weighted(config: Mapping[str, Any], weights: Mapping[str, float]) -> dict[s
     return {**config, "model": {**model, "init_args": {**model["init_args"], "weighting": weighting}}}
 
 
-def _best(rung: str, runs: Sequence[PlannedRun]) -> int:
-    """Number of the trial with the best validation score, the first in case of ties."""
-    scores = [_score(run) for run in runs]
-    if max(scores) == -math.inf:
+def _best(rung: str, runs: Sequence[PlannedRun]) -> tuple[int, Path]:
+    """Number and directory of the trial with the best value of the monitored metric, the first in case of ties."""
+    best: tuple[float, int, Path] | None = None
+    for number, run in enumerate(runs):
+        monitor = read_yaml(run.file)["checkpoint"]
+        maximize = (monitor["mode"] or mode_of(monitor["monitor"])) == "max"
+        if run.directory is not None and run.finished:
+            with suppress(FloatingPointError):  # it was never finite
+                score = (1 if maximize else -1) * reached(run.directory, monitor["monitor"], maximize)
+                best = (score, number, run.directory) if best is None or score > best[0] else best
+    if best is None:
         raise UserError(f"{rung}: none of its {len(runs)} trials has a result; see the logs of the ladder")
-    return scores.index(max(scores))
+    return best[1:]
 
 
-def _score(run: PlannedRun) -> float:
-    """Best value of the monitored metric, negated if lower is better; -inf if training failed."""
-    if run.directory is None or not run.finished:
-        return -math.inf
-    monitor = read_yaml(run.directory / "config.yaml")["checkpoint"]
-    mode = monitor["mode"] or mode_of(str(monitor["monitor"]))
-    try:
-        value = reached(run.directory, monitor["monitor"], mode == "max")
-    except FloatingPointError:
-        return -math.inf
-    return value if mode == "max" else -value
-
-
-def _logged_weights(rung: str, run: PlannedRun) -> dict[str, float]:
-    """The mean weight of each task that a run logged."""
-    assert run.directory is not None
-    file = run.directory / "metrics.csv"
+def mean_weights(run: Path) -> dict[str, float]:
+    """The mean logged weight of each task in a run directory, over the steps that logged it."""
+    file, means = run / "metrics.csv", {}
     columns = read_columns(file)
-    logged = {name: numbers_of(file, name, column) for name, column in columns.items() if name.startswith(WEIGHT)}
-    weights = mean_weights(logged)
-    if missing := [task for task in _tasks(run) if task not in weights]:
-        raise UserError(
-            f"{file}: {rung} logged no weight of task {missing[0]!r}; lower --trainer.log_every_n_steps, unless its "
-            "shared parameters are frozen: then it applies no weights"
-        )
-    return weights
+    for task in _tasks(run):
+        name = f"train/weight/{task}"
+        logged = [weight for weight in numbers_of(file, name, columns.get(name, [])) if math.isfinite(weight)]
+        if not logged:
+            raise UserError(
+                f"{file}: no weight of task {task!r} was logged; lower --trainer.log_every_n_steps, unless the shared "
+                "parameters are frozen: then no weights are applied"
+            )
+        means[task] = math.fsum(logged) / len(logged)
+    return rounded(means)

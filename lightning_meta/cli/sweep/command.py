@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from lightning_meta.cli.fit import ParsedOnly, fit
+from lightning_meta.cli.children import POLL, Children, OtherMetricError, by_option, check_status, parsed, reached
 from lightning_meta.cli.plain_parser import PlainParser
 from lightning_meta.cli.shipped import with_shipped
 from lightning_meta.cli.sweep.file import OF_THE_SWEEP, Sweep, read_sweep
 from lightning_meta.cli.sweep.study import STALE, SweepRecord, TrialFailedError
-from lightning_meta.cli.sweep.trial import RUN, OtherMetricError, reached, run_trial
 from lightning_meta.cli.threads import using_threads
 from lightning_meta.cli.unchanged import UnchangedData
 from lightning_meta.errors import UserError
+from lightning_meta.run.hold import is_held
 from lightning_meta.run.names import refuse_name
 from lightning_meta.signals import Signals, StoppedBySignal, recording
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+RUN, LOG = "0", "log"  # in the folder of a trial
 BEST_SHOWN = 10
+HELD = 300.0  # seconds to wait for the run of a killed sweep, which stops on its own
 DISK = "cannot write ("  # start of the message of `fit` about a full disk
 
 
@@ -42,7 +43,11 @@ def sweep(args: Sequence[str]) -> None:
     if config.config is None:
         raise UserError("--config: name the sweep's file, such as maml_glyphs")
     space = read_sweep(config.config)
-    space = replace(space, options=(*space.options, *_checked(fit_args, space)))
+    own = {_short_form(name) for name in (*space.parameters, *OF_THE_SWEEP)}
+    for name, _, _ in by_option(fit_args):
+        if _short_form(name.removeprefix("--")) in own:
+            raise UserError(f"{name}: the sweep sets this for each trial itself")
+    space = replace(space, options=(*space.options, *fit_args))
     grid = math.prod(len(p.values) for p in space.parameters.values()) if space.method == "grid" else math.inf
     trials = config.trials if config.trials is not None else grid
     if trials < 1 or trials == math.inf:
@@ -83,73 +88,46 @@ def make_parser() -> PlainParser:
     return parser
 
 
-def _checked(fit_args: Sequence[str], space: Sweep) -> Sequence[str]:
-    """Check that no option for all trials is one that the sweep sets, in its short or its long form."""
-    own = {_short_form(name) for name in (*space.parameters, *OF_THE_SWEEP)}
-    for option in fit_args:
-        name = option.partition("=")[0].removeprefix("--")
-        if option.startswith("-") and _short_form(name) in own:
-            raise UserError(f"--{name}: the sweep sets this for each trial itself")
-    return fit_args
-
-
 def _short_form(name: str) -> str:
     return name.replace(".init_args.", ".")
 
 
 def _check_ends(space: Sweep) -> None:
     """Parse the options at both ends of the space; the same error at both would end every trial."""
-    first, last = (
-        {name: p.values[end] if p.values else (p.low, p.high)[end] for name, p in space.parameters.items()}
-        for end in (0, -1)
-    )
-    reason = _refusal(_options(space, first))
-    if reason is not None and reason == _refusal(_options(space, last)):
-        raise UserError(reason)
-
-
-def _refusal(options: Sequence[str]) -> str | None:
-    try:
-        with redirect_stdout(io.StringIO()), using_threads("fit", options) as fit_args:
-            fit([*with_shipped(fit_args), "--print_config"])
-    except UserError as error:
-        return str(error)
-    except SystemExit:  # the end of --print_config
-        pass
-    return None
+    refusals = []
+    for end in (0, -1):
+        values = {name: p.values[end] if p.values else (p.low, p.high)[end] for name, p in space.parameters.items()}
+        try:
+            _data(_options(space, values))
+        except UserError as error:
+            refusals.append(str(error))
+    if len(refusals) == 2 and refusals[0] == refusals[1]:
+        raise UserError(refusals[0])
 
 
 def _options(space: Sweep, values: Mapping[str, Any]) -> list[str]:
     return [*space.options, *(f"--{name}={value}" for name, value in values.items())]
 
 
+def _data(options: Sequence[str]) -> Any:
+    """Parse the options of a trial, and return the configuration of its data."""
+    with using_threads("fit", options) as fit_args:
+        return parsed(with_shipped(fit_args))["data"]
+
+
 def _check_data(record: SweepRecord) -> None:
     """Refuse to add trials to those on other data, which options of the data may choose for each trial."""
     unchanged = UnchangedData()
-    parsed: dict[str, Any] = {}  # a configuration takes a second to parse
-
-    def data(trial: FrozenTrial) -> Any:
-        options = {name: v for name, v in trial.params.items() if name.partition(".")[0] not in ("model", "trainer")}
-        key = json.dumps(options, sort_keys=True)
-        if key not in parsed:
-            parsed[key] = _data_of(record, trial)
-        return parsed[key]
-
+    runs: dict[str, list[FrozenTrial]] = {}  # by options of the data, as a configuration takes a second to parse
     for trial in record.ranking():
-        run = record.place(trial) / RUN
+        options = {name: v for name, v in trial.params.items() if name.partition(".")[0] not in ("model", "trainer")}
+        runs.setdefault(json.dumps(options, sort_keys=True), []).append(trial)
+    for trials in runs.values():
+        data = partial(_data, _options(record.space, trials[0].params))
+        finished = [record.place(trial) / RUN for trial in trials if _has_results(record.place(trial))]
         # Not "or remove the run": the study would keep its value.
-        advice = "give the sweep another --name"
-        if (run / "results.json").is_file() and not unchanged.check(partial(data, trial), [run], advice):
+        if not unchanged.check(data, finished, "give the sweep another --name"):
             return
-
-
-def _data_of(record: SweepRecord, trial: FrozenTrial) -> Any:
-    """The configuration of the data of a trial."""
-    place = record.place(trial)
-    where = ["--runs", str(place.parent), "--name", place.name]
-    with using_threads("fit", [*_options(record.space, trial.params), *where]) as fit_args:
-        cli = ParsedOnly(with_shipped(fit_args))
-    return yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))["data"]
 
 
 def _run_all(record: SweepRecord, trials: int, signals: Signals) -> None:
@@ -178,8 +156,8 @@ def _run(record: SweepRecord, trial: FrozenTrial, signals: Signals) -> float:
     settings = ", ".join(f"{name.rpartition('.')[2]} {_shown(value)}" for name, value in trial.params.items())
     print(f"{title}: {settings}", flush=True)
     try:
-        run_trial(place, _options(space, trial.params), signals)
-        value = reached(place / RUN, space.metric, space.maximize)
+        _train(place, _options(space, trial.params), signals)
+        value = reached(place / RUN, space.metric, space.goal == "maximize")
     except FloatingPointError as error:
         record.fail(trial, str(error))
         print(f"{title} failed: {error}", flush=True)
@@ -195,13 +173,43 @@ def _run(record: SweepRecord, trial: FrozenTrial, signals: Signals) -> float:
     return value
 
 
+def _has_results(place: Path) -> bool:
+    return (place / RUN / "results.json").is_file()
+
+
+def _train(place: Path, options: Sequence[str], signals: Signals) -> None:
+    """Train the run of a trial in a child process, if it has no results; one without a checkpoint starts again."""
+    if is_held(place / RUN):
+        print(
+            f"{place.name} is still running after its sweep was killed; waiting for its end, at most {HELD:.0f} s",
+            flush=True,
+        )
+    end = time.monotonic() + HELD
+    while is_held(place / RUN):
+        if time.monotonic() > end:
+            raise UserError(
+                f"another process is still training {place / RUN} after {HELD:.0f} s; stop it, then try again"
+            )
+        signals.check(POLL)
+    if _has_results(place):
+        return
+    resumed = []
+    if (place / RUN / "checkpoints" / "last.ckpt").is_file():
+        resumed = ["--ckpt_path", str(place / RUN)]
+    elif (place / RUN).exists():
+        shutil.rmtree(place / RUN)
+    place.mkdir(exist_ok=True)
+    with Children(signals) as children:
+        children.start([*options, "--runs", str(place.parent), "--name", place.name, *resumed], place / LOG)
+        status = children.next_ended().returncode
+    check_status(status, place / LOG, signals)
+
+
 def _show(record: SweepRecord, file: Path) -> None:
     space, ranking = record.space, record.ranking()
     table = Table("trial", space.metric, *(name.rpartition(".")[2] for name in space.parameters))
     for trial in ranking[:BEST_SHOWN]:
-        table.add_row(
-            str(record.number(trial)), f"{trial.value:.4g}", *(_shown(trial.params[n]) for n in space.parameters)
-        )
+        table.add_row(str(trial.number), f"{trial.value:.4g}", *(_shown(trial.params[n]) for n in space.parameters))
     Console(markup=False).print(table)
     best = f"the best run: {record.place(ranking[0]) / RUN}" if ranking else "no trial has a result"
     print(f"{best}; all trials: {file}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from lightning_meta.cli.children import by_option
 from lightning_meta.cli.sweep.file import Parameter, Sweep
 from lightning_meta.errors import UserError, reason_of
 from lightning_meta.run.tables import write_table
@@ -129,7 +130,7 @@ class SweepRecord:
     def ranking(self) -> list[FrozenTrial]:
         """All trials with a result, the best first."""
         done = [trial for trial in self.trials() if trial.value is not None]
-        return sorted(done, key=lambda t: -(t.value or 0.0) if self.space.maximize else (t.value or 0.0))
+        return sorted(done, key=lambda trial: trial.value or 0.0, reverse=self.space.goal == "maximize")
 
     def fail(self, trial: FrozenTrial, reason: str) -> None:
         """Record that a trial has no result and must not be tried again."""
@@ -267,7 +268,7 @@ class SweepRecord:
         elif not any(trial.value is not None for trial in valid):
             differing.pop("metric", None)  # runs log all metrics
         if differing:
-            changes = "; ".join(_compared(key, old, now.get(key)) for key, old in differing.items())
+            changes = "; ".join(f"{key} {old or 'none'}, not {now.get(key, 'none')}" for key, old in differing.items())
             raise UserError(f"--name: {self.folder} holds a sweep with {changes}; give this one another --name")
         if self._study.user_attrs.get("space") != now:
             self._study.set_user_attr("space", now)
@@ -294,7 +295,7 @@ def _open_study(space: Sweep, storage: RDBStorage) -> Study:
         study_name=STUDY,
         storage=storage,
         sampler=bayes if space.method == "bayes" else random,
-        direction="maximize" if space.maximize else "minimize",
+        direction=space.goal,
         load_if_exists=True,
     )
 
@@ -303,27 +304,20 @@ def _described(space: Sweep) -> dict[str, str]:
     """The settings that identify a sweep, with `--a=1` and `--a 1` as equal."""
     described = {
         "method": space.method,
-        "goal": "maximize" if space.maximize else "minimize",
+        "goal": space.goal,
         "metric": space.metric,
-        **{f"values of {name}": repr(parameter) for name, parameter in space.parameters.items()},
+        **{f"values of {name}": _shown(parameter) for name, parameter in space.parameters.items()},
     }
-    name = ""
-    for word in space.options:
-        value = word
-        if word.startswith("--"):
-            name, _, value = word.partition("=")
+    for name, value, _ in by_option(space.options):
         described[name] = f"{described.get(name, '')} {value}".strip()
     return described
 
 
-def _compared(key: str, old: str | None, new: str | None) -> str:
-    """Describe a difference: `no --a, not --a=1`."""
-    if key.startswith("values of "):
-        return f"other {key}"
-    if key.startswith("--"):
-        old, new = (f"no {key}" if value is None else f"{key}={value}" for value in (old, new))
-        return f"{old}, not {new}"
-    return f"{key} {old}, not {new}"
+def _shown(parameter: Parameter) -> str:
+    if parameter.values:
+        return str(list(parameter.values))
+    kind = "whole" if parameter.whole else "logarithmic" if parameter.log else "uniform"
+    return f"{parameter.low} to {parameter.high} ({kind})"
 
 
 def _suggest(trial: Trial, name: str, parameter: Parameter) -> None:
