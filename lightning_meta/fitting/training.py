@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import Logger
@@ -32,9 +31,7 @@ from lightning_meta.nn.frozen import FeatureExtractor
 from lightning_meta.resuming import check_class
 from lightning_meta.run.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_meta.run.checkpoints import RunCheckpoint
-from lightning_meta.run.config_file import SaveConfig
 from lightning_meta.run.memory import peak_memory
-from lightning_meta.run.monitors import MonitorCheck
 from lightning_meta.run.naming import Naming, as_argument
 from lightning_meta.run.progress import check_progress, is_of_schedule, restoring_error
 from lightning_meta.run.record import RunRecord
@@ -106,15 +103,12 @@ class Training:
             options = {**options, "limit_train_batches": 0}  # no training batch is read, nor its features computed
         self.module, self.data, self.checkpoint, self.say = module, data, checkpoint, say
         self.directory, self.resume_from = place.logger, place.checkpoint
-        written = yaml.safe_load(config)
-        self.seed = written["seed_everything"]
-        self.record = RunRecord(written, allow_changes, time.monotonic() if began is None else began, say)
+        self.record = RunRecord(config, allow_changes, time.monotonic() if began is None else began, say)
         self.termination, self.watch = Termination(checkpoint), RankWatch(say)
-        save_config = SaveConfig(config, self.record)
         # The order matters: the record compares options before the checkpoint callback truncates `metrics.csv`, and the
         # checkpoint callback writes the previous step before other callbacks log values for the next one.
-        callbacks = [self.record, PartsCheck(checkpoint, say), MonitorCheck(), checkpoint, self.termination, self.watch]
-        callbacks += [save_config, PrecisionNote(say), *as_list(options.get("callbacks"))]
+        callbacks = [self.record, PartsCheck(checkpoint, say), checkpoint, self.termination, self.watch]
+        callbacks += [PrecisionNote(say), *as_list(options.get("callbacks"))]
         if not any(isinstance(c, LearningRateMonitor) for c in callbacks):
             callbacks.append(LearningRateMonitor("step"))
         if options.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
@@ -238,7 +232,7 @@ class Training:
 
     def _write_results(self, tested: Path, metrics: Mapping[str, float]) -> None:
         directory = self.directory.directory
-        about = {"seed": self.seed, "checkpoint": str(tested.relative_to(directory))}
+        about = {"seed": self.record.options["seed_everything"], "checkpoint": str(tested.relative_to(directory))}
         about |= {"steps": self.trainer.global_step, "wall_time_s": round(self.record.seconds, 2)}
         about |= {"train_time_s": round(self.checkpoint.seconds, 2)}
         if (peak := peak_memory(self.trainer.strategy.root_device)) is not None:

@@ -10,21 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_meta.checks import instance, whole
 from lightning_meta.errors import NonFiniteLossError, UserError, one_of
 from lightning_meta.modes import Mode, contradiction, mode_of
-from lightning_meta.run.best import BestScore
-from lightning_meta.run.checksums import damage
+from lightning_meta.run.intact import damage
 from lightning_meta.run.logger import RunLogger
-from lightning_meta.run.monitors import (
-    check_defined,
-    check_modes,
-    check_regression,
-    check_task_mode,
-    logged_in_validation,
-)
+from lightning_meta.run.monitors import BestScore, check_logged, check_modes, check_scores_exist
 from lightning_meta.run.randomness import random_state, restore_random_state
 
 _STEPPED = "_batches_that_stepped"  # in the state of Lightning's loop, which has no other way to ask for the count
@@ -78,11 +72,6 @@ class RunCheckpoint(Callback):
         self._resumed: dict[str, Any] | None = None
 
     @property
-    def best_score(self) -> float | None:
-        """The best score so far; None if no validation had one."""
-        return self.best.score
-
-    @property
     def seconds(self) -> float:
         """Seconds spent in training, those before a resume included."""
         return self._seconds_before + (0 if self._began is None else time.monotonic() - self._began)
@@ -99,17 +88,13 @@ class RunCheckpoint(Callback):
         """Refuse callbacks whose mode contradicts their metric, and reset the state of an earlier run."""
         if stage != "fit":
             return
-        check_modes(trainer)
-        if self.monitor is not None:
-            check_task_mode(pl_module, self.monitor, self.mode)
+        check_modes(trainer, pl_module, self.monitor, self.mode)
         if trainer.global_step == 0:  # what a run to resume holds is read after this
             self.best, self._seconds_before = BestScore(self.mode), 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to monitor a score that no validation can have; the schedules exist only now."""
-        if trainer.max_steps != 0:  # else nothing is validated
-            check_regression(pl_module, self.monitor)
-        check_defined(trainer, self.monitor)
+        check_scores_exist(trainer, pl_module, self.monitor)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and initialise the state between two steps."""
@@ -122,7 +107,9 @@ class RunCheckpoint(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Restore the state of a resumed run, or write the checkpoints that are due."""
         if self._resumed is not None:
-            restore_random_state(self._resumed["random"])
+            states = self._resumed["random"]
+            if len(states) == trainer.world_size:  # else there is no rank whose stream could be continued
+                restore_random_state(states[trainer.global_rank])
             # Lightning takes every checkpoint for one written within a step, and counts that step again.
             epoch_loop = trainer.fit_loop.epoch_loop
             epoch_loop.on_load_checkpoint({_STEPPED: self._resumed["batches_that_stepped"]})
@@ -145,14 +132,10 @@ class RunCheckpoint(Callback):
         """Compare the score with the best so far."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        check_logged(trainer, self.monitor)
         self._last_due = True
         if self.monitor is None:
             return
-        if self.monitor not in trainer.callback_metrics:
-            raise UserError(
-                f"checkpoint.monitor: {self.monitor!r} is not logged in validation; monitor one of the logged metrics: "
-                f"{logged_in_validation(trainer)}"
-            )
         # Once, after the first validation.
         wrong = None if self.best.validations else contradiction(self.monitor, self.mode)
         if wrong and trainer.is_global_zero:
@@ -213,7 +196,7 @@ class RunCheckpoint(Callback):
         trainer.should_stop = self._resumed["stopped"]
         logger = run_logger(trainer)
         if logger is not None and not logger.is_new and trainer.is_global_zero:
-            logger.cut(self._resumed["rows"], self._resumed.get("columns", ()))
+            logger.cut(self._resumed["rows"], self._resumed["columns"])
         more_steps = trainer.max_steps == -1 or checkpoint["global_step"] < trainer.max_steps
         continues = more_steps and not self._resumed["stopped"]
         if continues and self._resumed["batches_of_ended_epoch"] is not None:
@@ -236,7 +219,7 @@ class RunCheckpoint(Callback):
         self._state_between_steps = {
             "rows": logger.rows if logger else 0,
             "columns": list(logger.columns) if logger else [],
-            "random": random_state(),
+            "random": _random_states(trainer),
             "seconds": self.seconds,
             "batches_that_stepped": logged_step(trainer),
             "batches_of_ended_epoch": trainer.num_training_batches if ended else None,
@@ -264,7 +247,7 @@ class RunCheckpoint(Callback):
                 "%s (%s %g) %s: the best checkpoint will be chosen from the validations after this step",
                 *(file, self.monitor, self.best.score, lost),
             )
-        self.best.forget()
+        self.best = BestScore(self.mode)
 
 
 def logged_step(trainer: Trainer) -> int:
@@ -275,6 +258,14 @@ def logged_step(trainer: Trainer) -> int:
 def run_logger(trainer: Trainer) -> RunLogger | None:
     """The trainer's `RunLogger`."""
     return next((logger for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
+
+
+def _random_states(trainer: Trainer) -> list[Any]:
+    """The states of the generators of every rank."""
+    states: list[Any] = [random_state()] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(states, states[0])
+    return states
 
 
 def _folder(trainer: Trainer) -> Path:

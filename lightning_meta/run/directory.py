@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning_meta.errors import UserError
 from lightning_meta.reading import check_regular, is_number
-from lightning_meta.run.checksums import damage
+from lightning_meta.run.intact import damage
 from lightning_meta.run.logger import versions
 from lightning_meta.run.naming import Naming, as_argument
 
