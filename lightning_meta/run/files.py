@@ -22,9 +22,6 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
     Args:
         path: The target; its folder is created if it is missing.
         mode: "w" for text, "wb" for bytes.
-
-    Yields:
-        The open file.
     """
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     with staging(Path(path)) as staged, staged.open(mode, **text) as file:  # type: ignore[call-overload]

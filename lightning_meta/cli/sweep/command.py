@@ -26,7 +26,7 @@ from lightning_meta.cli.sweep.trial import RUN, OtherMetricError, reached, run_t
 from lightning_meta.cli.threads import using_threads
 from lightning_meta.cli.unchanged import UnchangedData
 from lightning_meta.errors import UserError
-from lightning_meta.run.names import refuse_name
+from lightning_meta.run.directory import refuse_name
 from lightning_meta.signals import Signals, StoppedBySignal, recording
 
 if TYPE_CHECKING:

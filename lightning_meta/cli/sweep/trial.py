@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lightning_meta.cli.children import ERROR, POLL, Children, last_line
 from lightning_meta.errors import UserError
-from lightning_meta.run.hold import is_held
+from lightning_meta.run.directory import is_held
 from lightning_meta.run.tables import numbers_of, read_columns
 from lightning_meta.signals import Signals
 
