@@ -37,7 +37,7 @@ from lightning_meta.run.progress import check_progress, is_of_schedule, restorin
 from lightning_meta.run.record import RunRecord
 from lightning_meta.run.results import BEFORE_RESUME, facts, test_facts, write_report
 from lightning_meta.run.termination import Termination
-from lightning_meta.run.wandb_logger import WandbRunLogger
+from lightning_meta.run.wandb_logger import WandbRunLogger, belonging_to
 from lightning_meta.run.watch import RankWatch
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -114,6 +114,8 @@ class Training:
         if options.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(progress_bar())
         loggers = [logger for logger in as_list(options.get("logger")) if isinstance(logger, Logger)]
+        if not options.get("fast_dev_run"):  # which writes nothing
+            loggers = [belonging_to(place.logger, logger) for logger in loggers]
         self.trainer = Trainer(
             **{
                 **options,

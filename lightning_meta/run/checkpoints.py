@@ -30,9 +30,9 @@ class RunCheckpoint(Callback):
     """Keeps `checkpoints/best.ckpt`, by a validation metric, and `checkpoints/last.ckpt`.
 
     A checkpoint is written between two training steps, when the next one is about to begin: validation, the end of the
-    epoch and the row in `metrics.csv` of the previous step are then complete, even if all three coincide. A run resumed
-    from either file gives results that are bit-for-bit identical to those of an uninterrupted run, if the train loader
-    has `state_dict` and `load_state_dict`.
+    epoch and the row in `metrics.csv` of the previous step are then complete. A run resumed from either file gives
+    results that are bit-for-bit identical to those of an uninterrupted run, if the train loader has `state_dict` and
+    `load_state_dict`.
 
     It must come before callbacks that log when a step begins, such as `LearningRateMonitor`: their values belong to the
     next step, and would otherwise be among the rows of `metrics.csv` that the checkpoint of the previous step counts.
@@ -136,9 +136,8 @@ class RunCheckpoint(Callback):
         self._last_due = True
         if self.monitor is None:
             return
-        # Once, after the first validation.
-        wrong = None if self.best.validations else contradiction(self.monitor, self.mode)
-        if wrong and trainer.is_global_zero:
+        wrong = contradiction(self.monitor, self.mode)
+        if wrong and not self.best.validations and trainer.is_global_zero:
             _log.warning("checkpoint.mode: %s, as configured: the worst checkpoint is kept as the best", wrong)
         # Weights that are not finite are not written, so they cannot be the best.
         score = float(trainer.callback_metrics[self.monitor]) if _is_finite(pl_module) else nan
@@ -157,11 +156,7 @@ class RunCheckpoint(Callback):
             self.write_last(trainer)
 
     def check_scores(self, trainer: Trainer) -> None:
-        """Refuse to choose a best checkpoint if no validation had a score.
-
-        Raises:
-            NonFiniteLossError: No validation had a finite score, raised on every rank.
-        """
+        """Refuse to choose a best checkpoint if no validation had a finite score, on every rank."""
         if self.best.score is None and self.best.validations:
             last = _folder(trainer) / "last.ckpt"
             kept = f"; the last checkpoint is {last}" if last.is_file() else ""
@@ -179,10 +174,7 @@ class RunCheckpoint(Callback):
             checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = self._loaders
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Truncate `metrics.csv` to the checkpoint, and keep the state that the first step needs.
-
-        Callbacks read the checkpoint before the loops do, so the loops see the changes made here.
-        """
+        """Truncate `metrics.csv` to the checkpoint, keep the state that the first step needs, and change the loops'."""
         if trainer.state.fn != "fit":
             # In the Trainer that trained, `WeightAveraging` would replace the stored averages by the weights that it
             # stores under this name to resume from.
@@ -198,9 +190,9 @@ class RunCheckpoint(Callback):
         if logger is not None and not logger.is_new and trainer.is_global_zero:
             logger.cut(self._resumed["rows"], self._resumed["columns"])
         more_steps = trainer.max_steps == -1 or checkpoint["global_step"] < trainer.max_steps
-        continues = more_steps and not self._resumed["stopped"]
-        if continues and self._resumed["batches_of_ended_epoch"] is not None:
-            _begin_next_step(checkpoint["loops"]["fit_loop"], self._resumed["batches_of_ended_epoch"])
+        batches = self._resumed["batches_of_ended_epoch"]
+        if more_steps and not self._resumed["stopped"] and batches is not None:
+            _begin_next_step(checkpoint["loops"]["fit_loop"], batches)
 
     def write_last(self, trainer: Trainer, ended: bool = False) -> None:
         """Write the last checkpoint now; call it on all ranks, and only while `between_steps` is true."""
@@ -225,29 +217,25 @@ class RunCheckpoint(Callback):
             "batches_of_ended_epoch": trainer.num_training_batches if ended else None,
             "stopped": ended and trainer.should_stop,
         }
-        folder = _folder(trainer)
         try:
             # The best goes first: killed between the two, the run repeats the validation and writes it again.
             for due, name in ((best, "best.ckpt"), (last, "last.ckpt")):
                 if due:
-                    trainer.save_checkpoint(folder / name, weights_only=False)
+                    trainer.save_checkpoint(_folder(trainer) / name, weights_only=False)
         finally:
             self._state_between_steps = None
 
     def _check_best_is_there(self, trainer: Trainer) -> None:
         """Forget the best score of a resumed run if its best checkpoint is lost or damaged."""
         file = _folder(trainer) / "best.ckpt"  # asks the other ranks
-        if self.best.score is None:
-            return
-        lost = damage(file) if trainer.is_global_zero else None
-        if trainer.strategy.broadcast(lost) is None:
-            return
-        if trainer.is_global_zero:
-            _log.warning(
-                "%s (%s %g) %s: the best checkpoint will be chosen from the validations after this step",
-                *(file, self.monitor, self.best.score, lost),
-            )
-        self.best = BestScore(self.mode)
+        lost = trainer.strategy.broadcast(damage(file) if trainer.is_global_zero else None)
+        if self.best.score is not None and lost is not None:
+            if trainer.is_global_zero:
+                _log.warning(
+                    "%s (%s %g) %s: the best checkpoint will be chosen from the validations after this step",
+                    *(file, self.monitor, self.best.score, lost),
+                )
+            self.best = BestScore(self.mode)
 
 
 def logged_step(trainer: Trainer) -> int:
@@ -288,14 +276,11 @@ def _begin_next_step(fit_loop: dict[str, Any], batches: int | float) -> None:
     epoch, the next one must have begun.
     """
     epoch, batch = fit_loop["epoch_progress"], fit_loop["epoch_loop.batch_progress"]
+    is_open = batch["current"]["completed"] < batches
     for counts in (epoch["total"], epoch["current"]):
-        if batch["current"]["completed"] < batches:
-            counts["processed"] -= 1
-            counts["completed"] -= 1
-        else:
-            counts["ready"] += 1
-            counts["started"] += 1
-    if batch["current"]["completed"] >= batches:
+        for name in ("processed", "completed") if is_open else ("ready", "started"):
+            counts[name] += -1 if is_open else 1
+    if not is_open:
         batch["current"] = dict.fromkeys(batch["current"], 0)
     batch["is_last_batch"] = False
     # One more ready than done marks the quiet moment.

@@ -51,13 +51,10 @@ def check_target(path: Path, suffixes: Collection[str] = (), option: str = "") -
 
 
 def check_writable(folder: Path) -> None:
-    """Check before a computation that files can be written to a folder.
-
-    Args:
-        folder: The folder; if it does not exist yet, its nearest existing parent is checked.
+    """Check before a computation that files can be written to a folder, which may not exist yet.
 
     Raises:
-        UserError: The folder is not writable; the message has the reason.
+        UserError: The folder, or its nearest existing parent, is not writable.
     """
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:

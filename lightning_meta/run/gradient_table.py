@@ -81,9 +81,6 @@ def mean_pairs(directory: Path) -> tuple[list[str], np.ndarray, dict[int, float]
     Returns:
         The tasks; their mean cosines and affinities, `(2, T, T)`, NaN for two tasks that were never in a batch
         together; and by step the share of pairs in conflict.
-
-    Raises:
-        UserError: The files are missing or damaged.
     """
     names = list(dict.fromkeys(name for _, name, _, _ in read_rows(directory / SHARES)))
     place = {name: i for i, name in enumerate(names)}

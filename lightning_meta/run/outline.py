@@ -23,7 +23,6 @@ MOST_DIMENSIONS = 64  # maximum of torch
 
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWFALSE": False, "NEWTRUE": True, "EMPTY_TUPLE": ()}
-_CONTAINERS = {"EMPTY_LIST": "list", "EMPTY_DICT": "dict", "EMPTY_SET": "set"}
 # What takes values from the stack, and how many; 0 stands for all since the last mark.
 _COLLECTS = {"APPEND": ("list", 1), "APPENDS": ("list", 0), "SETITEM": ("dict", 2), "SETITEMS": ("dict", 0)}
 _COLLECTS |= {"TUPLE": ("tuple", 0), "TUPLE1": ("tuple", 1), "TUPLE2": ("tuple", 2), "TUPLE3": ("tuple", 3)}
@@ -54,8 +53,8 @@ def check_outline(content: bytes, size_of: Callable[[str], int]) -> None:
         size_of: The bytes of a storage that are in the file, by its key.
 
     Raises:
-        HostileError: It would take more memory or time than its size warrants, or holds what no training writes.
-        Exception: It is damaged, or its parts are not of the types that they should be.
+        HostileError: The pickle is refused.
+        Exception: It is damaged.
     """
     reader = _Reader(size_of)
     root = reader.read(content)
@@ -89,8 +88,8 @@ class _Reader:
                 stack.append(memo[argument])
             elif name in _CONSTANTS:
                 stack.append(_CONSTANTS[name])
-            elif name in _CONTAINERS:
-                stack.append(_Node(_CONTAINERS[name], []))
+            elif name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"):
+                stack.append(_Node(name[6:].lower(), []))
             elif name == "MARK":
                 marks.append(stack)
                 stack = []
@@ -209,16 +208,13 @@ def _fill(target: Any, kind: str, items: list[Any]) -> None:
 
 def _check_key(key: Any) -> None:
     """Limit the size of keys: nested tuples are hashed as trees, tensors by identity."""
-    waiting, size = [key], 1
-    while waiting:
-        part = waiting.pop()
+    parts = [key]
+    for part in parts:  # which grows
         if isinstance(part, _Node) and part.kind not in ("value", "bytes"):
             raise HostileError("a key is neither plain nor a tuple")
-        parts = _children(part)
-        size += len(parts)
-        if size > LARGEST_KEY:
+        parts += _children(part)
+        if len(parts) > LARGEST_KEY:
             raise HostileError(f"a key is a tuple of more than {LARGEST_KEY} values")
-        waiting += parts
 
 
 def _check_attributes(state: Any) -> None:
@@ -259,14 +255,12 @@ def _measure(value: Any, most: int, sizes: dict[int, tuple[int, int]], depth: in
     """The number of values and of levels in a tree, in which shared values count each time."""
     if not isinstance(value, _Node | tuple):
         return 1, 1
+    if depth + sizes.get(id(value), (0, 0))[1] > DEEPEST:
+        raise HostileError(f"its values lie more than {DEEPEST} levels deep, or hold themselves")
     if id(value) not in sizes:
-        if depth > DEEPEST:
-            raise HostileError(f"its values lie more than {DEEPEST} levels deep, or hold themselves")
         parts = [_measure(child, most, sizes, depth + 1) for child in _children(value)]
         sizes[id(value)] = 1 + sum(part[0] for part in parts), 1 + max((part[1] for part in parts), default=0)
     count, levels = sizes[id(value)]
-    if levels > DEEPEST:
-        raise HostileError(f"its values lie more than {DEEPEST} levels deep, or hold themselves")
     if count > most:
         raise HostileError(f"it holds more than {most:,} values, by references to the same ones")
     return count, levels
