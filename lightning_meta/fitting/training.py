@@ -167,7 +167,7 @@ class Training:
         except NonFiniteLossError:
             raise
         except SystemExit:  # after Ctrl-C or SIGTERM
-            if directory.claimed and not any(directory.directory.glob("checkpoints/*.ckpt")):
+            if directory.version is not None and not any(directory.directory.glob("checkpoints/*.ckpt")):
                 directory.discard()
             raise
         except Exception as error:
@@ -210,7 +210,7 @@ class Training:
 
     def _has_trained_checkpoint(self) -> bool:
         """Whether the last checkpoint contains steps that this process trained."""
-        if not self.directory.claimed:  # only rank 0 creates the directory
+        if self.directory.version is None:  # only rank 0 creates the directory
             return False
         last = self.directory.directory / "checkpoints" / "last.ckpt"
         return last.is_file() and read_checkpoint(last).get("global_step") != self.record.start

@@ -18,7 +18,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional import gradient_conflict as functional
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.run.gradient_table import COLUMNS, PAIRS, SHARES, append_rows, cut_rows
-from lightning_meta.run.randomness import random_state, restore_random_state
+from lightning_meta.run.progress import random_state, restore_random_state
 from lightning_meta.weightings import Aggregator
 
 

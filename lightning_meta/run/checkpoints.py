@@ -19,7 +19,7 @@ from lightning_meta.modes import Mode, contradiction, mode_of
 from lightning_meta.run.intact import damage
 from lightning_meta.run.logger import RunLogger
 from lightning_meta.run.monitors import BestScore, check_logged, check_modes, check_scores_exist
-from lightning_meta.run.randomness import random_state, restore_random_state
+from lightning_meta.run.progress import random_state, restore_random_state
 
 _STEPPED = "_batches_that_stepped"  # in the state of Lightning's loop, which has no other way to ask for the count
 

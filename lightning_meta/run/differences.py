@@ -120,18 +120,6 @@ def is_compared(option: str) -> bool:
     return _rule(option) != ""
 
 
-def undescribed(spec: Any, option: str = "") -> Iterator[str]:
-    """Names of options, without `init_args`, whose values are objects that cannot be described by their arguments."""
-    if isinstance(spec, list | tuple):
-        for value in spec:
-            yield from undescribed(value, option)
-    elif marked(spec, "instance"):
-        yield option
-    elif isinstance(spec, Mapping):
-        for name, value in (spec.get("init_args") or {} if marked(spec, "class_path") else spec).items():
-            yield from undescribed(value, f"{option}.{name}" if option else str(name))
-
-
 def _rule(option: str) -> str | None:
     return next((reason for pattern, reason in RULES.items() if fnmatchcase(option, pattern)), None)
 

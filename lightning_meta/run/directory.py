@@ -22,15 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def refuse_name(option: str, name: str) -> None:
-    """Refuse a name that is not the name of a single folder on every system.
-
-    Args:
-        option: The option for messages, such as "--name".
-        name: The name.
-
-    Raises:
-        UserError: The name is not valid.
-    """
+    """Refuse the value of an option, such as "--name", that is not the name of a single folder on every system."""
     if not (_NAME.fullmatch(name) and name.isprintable() and len(name.encode("utf-8", "replace")) <= LONGEST):
         shown = name if len(name) <= 60 else f"{name[:60]}..."
         raise UserError(

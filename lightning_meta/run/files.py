@@ -37,9 +37,6 @@ def check_target(path: Path, suffixes: Collection[str] = (), option: str = "") -
         path: The path.
         suffixes: The accepted suffixes; by default all.
         option: The option that sets the path, for messages.
-
-    Raises:
-        UserError: The suffix is not accepted, there is no such folder, or the path is a folder.
     """
     named = f"{option} {path}".lstrip()
     if suffixes and path.suffix not in suffixes:

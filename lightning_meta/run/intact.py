@@ -50,11 +50,7 @@ def damage(path: str | PathLike[str]) -> str | None:
 def check_before_torch(path: str | PathLike[str]) -> None:
     """Refuse a file for which `torch.load` would block or allocate more memory than the file has data.
 
-    Args:
-        path: A file that passed `damage`. `torch.save` writes a zip archive with a pickle and one record per storage.
-
-    Raises:
-        UserError: The file is refused; the message says why.
+    `torch.save` writes a zip archive with a pickle and one record per storage.
     """
     check_regular(path)
     try:
@@ -66,23 +62,17 @@ def check_before_torch(path: str | PathLike[str]) -> None:
 
 
 def check_contents(checkpoint: Any, path: str | PathLike[str]) -> None:
-    """Check that loaded data is a checkpoint of Lightning and this package.
-
-    Args:
-        checkpoint: The result of `torch.load`.
-        path: Path of the file, for the error.
-
-    Raises:
-        UserError: There is no state dict, or it is not a mapping from names to weights.
-    """
+    """Refuse data from a file that is not a checkpoint of Lightning and this package."""
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a Lightning checkpoint: it has no `state_dict`")
     weights, stored = checkpoint["state_dict"], checkpoint.get("lightning_meta")
     versions = getattr(weights, "_metadata", {})  # versions of modules by name, which `load_state_dict` reads
-    has_versions = isinstance(versions, dict) and all(isinstance(version, dict) for version in versions.values())
-    has_names = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
+    is_sound = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
+    is_sound &= isinstance(versions, dict) and all(isinstance(version, dict) for version in versions.values())
     try:
-        is_sound = has_names and has_versions and (stored is None or _is_description(stored))
+        if is_sound and stored is not None:  # the arguments are checked where they are used
+            is_sound = isinstance(stored, dict) and not holds_tensors(stored)
+            is_sound = is_sound and isinstance(stored.get("init_args", {}), dict)
     except UserError as error:  # it is too large to look at
         raise UserError(f"{path}: {error}") from error
     if not is_sound:
@@ -128,8 +118,3 @@ def _check_archive(path: Path) -> None:
     if reader.get_record_size("data.pkl") > LARGEST_PICKLE:
         raise HostileError(f"its plain data are more than {LARGEST_PICKLE / 2**20:.0f} MiB")
     check_outline(reader.get_record("data.pkl"), lambda key: int(reader.get_record_size(f"data/{key}")))
-
-
-def _is_description(stored: Any) -> bool:
-    """Whether an entry `lightning_meta` is plain data; its arguments are checked where they are used."""
-    return isinstance(stored, dict) and not holds_tensors(stored) and isinstance(stored.get("init_args", {}), dict)

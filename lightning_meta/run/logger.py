@@ -59,11 +59,6 @@ class RunLogger(Logger):
         return self._version
 
     @property
-    def claimed(self) -> bool:
-        """Whether the directory exists yet."""
-        return self._version is not None
-
-    @property
     def directory(self) -> Path:
         """The run directory, created by the first call; only for rank 0."""
         if self._version is None:
@@ -79,7 +74,7 @@ class RunLogger(Logger):
         """
         # Before there is a Trainer, the first process of another machine looks like rank 0.
         elsewhere = os.environ.get("NODE_RANK", "0") != "0"
-        if self._exclusive and self.claimed and self._lock is None and _is_rank_zero() and not elsewhere:
+        if self._exclusive and self._version is not None and self._lock is None and _is_rank_zero() and not elsewhere:
             check_writable(self.directory)
             self._lock = lock_run(self.directory)
 
@@ -157,7 +152,7 @@ class RunLogger(Logger):
     def discard(self) -> None:
         """Remove a directory that this run created and never used, and release the lock."""
         self.release()
-        if _is_rank_zero() and self.is_new and self.claimed:
+        if _is_rank_zero() and self.is_new and self._version is not None:
             shutil.rmtree(self.directory, ignore_errors=True)
             with contextlib.suppress(OSError):  # fails unless they are empty
                 self._root.rmdir()

@@ -56,10 +56,7 @@ def _grow_heap(size: int) -> bool:
 def peak_memory(device: torch.device, root: Path = Path("/")) -> float | None:
     """Peak memory so far, in MB of 2^20 bytes; None if it is unknown.
 
-    Args:
-        device: For a GPU, the memory of the tensors of this process on it; else the memory of the whole process as
-            Linux counts it, including libraries and data.
-        root: Parent folder of `proc`.
+    For a GPU, it is that of the tensors of this process; else that of the whole process as Linux counts it.
     """
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
@@ -69,11 +66,7 @@ def peak_memory(device: torch.device, root: Path = Path("/")) -> float | None:
 
 
 def memory_limit(root: Path = Path("/")) -> int:
-    """Bytes that this process may use: the smallest of the machine's memory and the limits of cgroups and process.
-
-    Args:
-        root: Parent folder of `proc` and `sys`.
-    """
+    """Bytes that this process may use: the smallest of the machine's memory and the limits of cgroups and process."""
     import resource  # not on Windows
 
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

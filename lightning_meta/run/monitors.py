@@ -61,17 +61,7 @@ class BestScore:
 
 
 def check_modes(trainer: Trainer, module: LightningModule, monitor: str | None, mode: Mode) -> None:
-    """Refuse modes that contradict their metrics.
-
-    Args:
-        trainer: The Trainer with its callbacks; the default mode of Lightning's is "min".
-        module: The module; those of several tasks know the modes of their metrics.
-        monitor: The metric that decides which checkpoint of the run is the best.
-        mode: Its mode.
-
-    Raises:
-        UserError: A mode is wrong; the message has the right one.
-    """
+    """Refuse modes of callbacks, whose default is "min", and of the best checkpoint that contradict their metrics."""
     for callback in _monitoring(trainer):
         check_mode(type(callback).__name__, str(callback.monitor), callback.mode)
     modes: dict[str, str] = getattr(module, "metric_modes", dict)()
@@ -82,16 +72,7 @@ def check_modes(trainer: Trainer, module: LightningModule, monitor: str | None, 
 
 
 def check_scores_exist(trainer: Trainer, module: LightningModule, monitor: str | None) -> None:
-    """Refuse to monitor a score that no validation can have, before the first step.
-
-    Args:
-        trainer: The Trainer, with its callbacks and schedules.
-        module: The module.
-        monitor: The metric that decides which checkpoint of the run is the best.
-
-    Raises:
-        UserError: It is the accuracy of few-shot regression, or all validation labels of its tasks are equal.
-    """
+    """Refuse to monitor the accuracy of few-shot regression, or a score of tasks with equal validation labels."""
     episodes: Any = getattr(module, "episodes", None)  # of a meta-learner
     if monitor == "val/accuracy" and trainer.max_steps and getattr(episodes, "task", "") == "regression":
         task: Any = module.task
@@ -117,13 +98,6 @@ def check_logged(trainer: Trainer, monitor: str | None) -> None:
 
     Lightning would do so only after the first checkpoint, with a different error for each callback, or not at all.
     Metrics whose names do not start with `val` may be logged after validation; of these only `monitor` is checked.
-
-    Args:
-        trainer: The Trainer, with its callbacks and schedules.
-        monitor: The metric that decides which checkpoint of the run is the best.
-
-    Raises:
-        UserError: A metric is not logged; the message names those that are.
     """
     for whose, monitored in _monitors(trainer, monitor):
         of_validation = monitored == monitor or re.match(r"val(id(ation)?)?([/_]|$)", monitored)

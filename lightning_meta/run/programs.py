@@ -78,12 +78,7 @@ def write_program(
 
 
 def exported_dtype(dtype: torch.dtype | None, input_shape: Sequence[int], input_dtype: str) -> torch.dtype:
-    """The requested dtype of the inputs, or by default the most useful one.
-
-    Args:
-        dtype: The request; None for the default.
-        input_shape: Shape of one input.
-        input_dtype: Dtype of the stored inputs, such as "uint8"; "" if unknown.
+    """The requested dtype, or by default the most useful one for inputs of this shape and stored dtype ("": unknown).
 
     Raises:
         UserError: The requested dtype cannot be exported.

@@ -1,4 +1,4 @@
-"""Checks of the training state in a checkpoint, before a run is resumed from it."""
+"""The training state in a checkpoint: random number generators, and checks before and while a run is resumed."""
 
 from __future__ import annotations
 
@@ -21,16 +21,28 @@ _OPTIM = str(Path("torch", "optim")) + "/"
 _SCHEDULES = _OPTIM + "lr_scheduler"
 
 
+def random_state() -> dict[str, Any]:
+    """The state of the generators of Python, NumPy, torch and its accelerators, as plain data."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": (name, list(map(int, keys)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Restore the state of the generators."""
+    random.setstate(state["python"])
+    np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
 def check_progress(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> None:
-    """Check the counters and the states of random number generators in a checkpoint.
-
-    Args:
-        checkpoint: The checkpoint, with the entries of Lightning and `RunCheckpoint`.
-        path: Path of the checkpoint, for the error.
-
-    Raises:
-        UserError: An entry is missing or invalid.
-    """
+    """Refuse a checkpoint with invalid counters or states of Lightning and `RunCheckpoint`."""
     try:
         is_sound = _is_sound(checkpoint)
     except Exception:  # of a damaged state, each part raises other errors
@@ -79,12 +91,7 @@ def _try_out(state: Mapping[str, Any]) -> None:
 
 
 def restoring_error(error: BaseException, path: str | PathLike[str]) -> UserError | None:
-    """Turn an error from restoring a state that does not fit into one line; None for other errors.
-
-    Args:
-        error: The error of training.
-        path: The checkpoint that was resumed.
-    """
+    """Turn an error from restoring a state that does not fit into one line; None for other errors of training."""
     frames = traceback.extract_tb(error.__traceback__)
     restoring = any(_restores(frame) for frame in frames)
     # An optimiser uses its restored state in its step, and Lightning runs the training step inside it, as closure.

@@ -21,12 +21,12 @@ from lightning_meta.errors import UserError
 from lightning_meta.resuming import WATCHING, check_groups
 from lightning_meta.run.checkpoint_io import read_checkpoint
 from lightning_meta.run.checkpoints import RunCheckpoint, run_logger
-from lightning_meta.run.differences import NOT_COMPARED, START_ANEW, Difference, differences, is_compared, undescribed
+from lightning_meta.run.differences import NOT_COMPARED, START_ANEW, Difference, differences, is_compared
 from lightning_meta.run.files import replacing
 from lightning_meta.run.naming import Naming, as_argument
 from lightning_meta.run.results import BEFORE_RESUME, git_revision, versions
 from lightning_meta.run.wandb_logger import WandbRunLogger
-from lightning_meta.specifications import class_paths
+from lightning_meta.specifications import class_paths, unknown_parts
 
 KEY = "lightning_meta_run"
 
@@ -208,7 +208,7 @@ def take_new_options(
     Args:
         checkpoint: The checkpoint; changed in place.
         optimizers: New optimisers of the module, whose state has not been restored.
-        schedules: Schedules of the optimisers, in the same order.
+        schedules: Schedules of the optimisers.
     """
     stored = checkpoint.get("lr_schedulers") or []
     watched = any(isinstance(schedule.scheduler, ReduceLROnPlateau) for schedule in schedules)
@@ -285,7 +285,7 @@ def _not_compared(trainer: Trainer, record: Mapping[str, Any], now: Mapping[str,
         return ["the options (the checkpoint was not written by `fit`)"]
     name = type(getattr(trainer, "datamodule", None)).__name__
     examples = [] if "examples" in now else [f"the examples ({name} provides no hash of its data)"]
-    made = {option for part in (record, now) for option in undescribed(part.get("options", {}))}
+    made = {option for part in (record, now) for option, _ in unknown_parts(part.get("options", {}))}
     return examples + [f"{option}, made in Python" for option in sorted(made) if is_compared(option)]
 
 

@@ -32,13 +32,7 @@ _BRANCH = re.compile(r"ref: (refs/[\w./+@-]+)")
 
 
 def write_results(directory: Path, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> None:
-    """Write `results.json`: the logged metrics and facts about the run.
-
-    Args:
-        directory: Output folder.
-        metrics: Logged metrics by name. Values that are not finite become null, as JSON has no others.
-        facts: Further entries as plain data.
-    """
+    """Write `results.json`: the logged metrics, of which NaN and infinity become null, and facts about the run."""
     finite = {name: float(v) if np.isfinite(float(v)) else None for name, v in sorted(metrics.items())}
     with replacing(directory / "results.json") as file:
         json.dump({**finite, **facts}, file, indent=2)
@@ -46,12 +40,7 @@ def write_results(directory: Path, metrics: Mapping[str, float], facts: Mapping[
 
 
 def write_report(directory: Path, report: Mapping[str, Any]) -> None:
-    """Write the predictions and the scores of every test task: `predictions.npz` and `per_task.csv`.
-
-    Args:
-        directory: Output folder.
-        report: `predictions`, arrays by name, and `per_task`, one mapping from column to value for each task.
-    """
+    """Write a test report to `predictions.npz`, its arrays by name, and `per_task.csv`, a row for each task."""
     with replacing(directory / "predictions.npz", "wb") as file:
         np.savez_compressed(file, **report["predictions"])
     write_per_task(directory / "per_task.csv", report["per_task"])
@@ -64,16 +53,10 @@ def write_per_task(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def facts(module: LightningModule, data: LightningDataModule | None, trainer: Trainer) -> dict[str, Any]:
-    """Facts about a run: model, data, versions, device and precision.
+    """Facts about a run as plain data: model, data, versions, device and precision.
 
-    Args:
-        module: The model.
-        data: Data module of the run; None for other data.
-        trainer: Trainer of the run.
-
-    Returns:
-        Plain data. `precision` is that of the Trainer. `float32` is the precision of products of float32 numbers:
-        `tf32` if convolutions, recurrent layers or matrix products use TF32, else `full`.
+    `precision` is that of the Trainer. `float32` is the precision of products of float32 numbers: `tf32` if
+    convolutions, recurrent layers or matrix products use TF32, else `full`.
     """
     device = trainer.strategy.root_device
     fingerprint = data.fingerprint() if isinstance(data, SourceDataModule) else ""
