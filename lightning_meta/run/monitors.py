@@ -65,7 +65,7 @@ def check_modes(trainer: Trainer, module: LightningModule, monitor: str | None, 
     for callback in _monitoring(trainer):
         check_mode(type(callback).__name__, str(callback.monitor), callback.mode)
     modes: dict[str, str] = getattr(module, "metric_modes", dict)()
-    needed = modes.get((*(monitor or "").split("/"), "")[1], mode)
+    needed = modes.get((monitor or "").partition("/")[2].partition("/")[0], mode)
     if needed != mode:
         good = "large" if needed == "max" else "small"
         raise UserError(f"checkpoint.mode: {monitor} is good where it is {good}, got {mode}; give mode: {needed}")
