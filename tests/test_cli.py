@@ -21,7 +21,7 @@ from lightning_meta.cli.main import COMMANDS
 from lightning_meta.cli.parsing import with_own_paths
 from lightning_meta.cli.screens import screen
 from lightning_meta.loading import load
-from lightning_meta.run.hold import Hold
+from lightning_meta.run.directory import lock_run
 
 TRAINER = {
     "max_steps": 8,
@@ -477,7 +477,7 @@ def test_the_checkpoint_of_another_class_or_shape(capsys: pytest.CaptureFixture[
 def test_a_run_that_another_process_trains_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("fit", "--config", "maml.yaml") == 0
     before = {file: file.read_bytes() for file in Path("runs").rglob("*") if file.is_file()}
-    held = Hold(Path("runs/maml/0"))
+    held = lock_run(Path("runs/maml/0"))
     capsys.readouterr()
     logged = ["--trainer.logger=WandbLogger", "--trainer.logger.offline=true"]  # it keeps its number in the run
     assert run("fit", "--config", "maml.yaml", "--ckpt_path=last", "--trainer.max_steps=12", *logged) == 2

@@ -24,7 +24,8 @@ from lightning_meta.describing import describe, remember
 from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.nn.fresh import fresh
-from lightning_meta.run.differences import differences, undescribed
+from lightning_meta.run.differences import differences
+from lightning_meta.specifications import unknown_parts
 from lightning_meta.tasks import Classification, TasksSpec
 from tests.test_cli import MAML
 
@@ -184,7 +185,7 @@ def test_a_task_may_be_called_as_a_part_of_a_description(name: str, tmp_path: Pa
     torch.save({"state_dict": module.state_dict(), "lightning_meta": spec}, tmp_path / "a.ckpt")
     assert describe(load(tmp_path / "a.ckpt")) == describe(module)
     options = {"data": {"weights": {name: 1.0, "b": 2.0}}}
-    assert list(undescribed(options)) == []
+    assert list(unknown_parts(options)) == []
     assert [str(d) for d in differences(options, {"data": {"weights": {name: 1.0, "b": 3.0}}})] == [
         "data.weights.b 2.0 -> 3.0"
     ]

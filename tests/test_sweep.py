@@ -12,7 +12,7 @@ import yaml
 
 from lightning_meta.cli import main
 from lightning_meta.cli.sweep.file import read_sweep
-from lightning_meta.run.hold import is_held
+from lightning_meta.run.directory import is_held
 from tests.sweep_toy import ended, started
 from tests.test_cli import MAML, TOY
 from tests.waiting import wait_for

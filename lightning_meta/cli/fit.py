@@ -57,7 +57,7 @@ class MetaCLI(LightningCLI):
         super().__init__(
             LightningModule,
             LightningDataModule,
-            save_config_callback=None,  # replaced by `SaveConfig`
+            save_config_callback=None,  # `RunRecord` writes the file
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_kwargs={

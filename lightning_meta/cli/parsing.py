@@ -25,7 +25,6 @@ from lightning_meta.errors import UserError, reason_of
 from lightning_meta.fitting.checks import as_list
 from lightning_meta.import_paths import import_object
 from lightning_meta.run import RunLogger
-from lightning_meta.run.wandb_logger import WandbRunLogger, continued
 
 # Imported so that the classes can be named without their path: `--model=ProtoNet`.
 for _module in (lightning_meta, lightning_meta.nn, lightning_meta.sources, lightning_meta.weightings):
@@ -116,14 +115,10 @@ def log_into_run(trainer: Namespace, run: RunLogger) -> None:
     for logger in as_list(trainer.get("logger")):
         if not isinstance(logger, Namespace) or "init_args" not in logger or "save_dir" not in logger.init_args:
             continue
-        kind = logger.class_path.rpartition(".")[2]
         if logger.init_args.save_dir in (None, "", "."):
             logger.init_args.save_dir = run.save_dir
-            if kind == "TensorBoardLogger":
+            if logger.class_path.rpartition(".")[2] == "TensorBoardLogger":
                 logger.init_args.name, logger.init_args.version = "", ""
-        if kind == "WandbLogger":
-            logger.class_path = f"{WandbRunLogger.__module__}.{WandbRunLogger.__qualname__}"
-            logger.init_args = Namespace(continued(logger.init_args.as_dict(), run))
 
 
 OPTIMIZER = re.compile(r"--model\.(?:init_args\.)?optimizer(?:\.init_args)?(?:\.(\w+))?(?:=.*)?", re.DOTALL)

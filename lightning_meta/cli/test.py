@@ -46,10 +46,10 @@ from lightning_meta.multitask import MultiTaskModule
 from lightning_meta.multitask.selection import with_best_steps
 from lightning_meta.reading import is_number, refuse_link
 from lightning_meta.run import RunLogger
-from lightning_meta.run.differences import undescribed
 from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.files import check_writable, replacing
 from lightning_meta.run.results import facts, test_facts, write_report
+from lightning_meta.specifications import unknown_parts
 
 # Options and the arguments of the data module that they set.
 OF_DATA = {"ways": "test_ways", "shots": "test_shots", "queries": "test_queries", "tasks": "test_tasks"}
@@ -241,7 +241,7 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         raise UserError(f"--config: the configuration of the data was not found ({missing}); give it with --config")
     stored = read_configuration(file)
     data = _without_augmentation(stored.get("data"))
-    if name := next(undescribed(data, "data"), None):
+    if name := next((name for name, _ in unknown_parts({"data": data})), None):
         raise UserError(
             f"{file}: {name} was created in Python, and its arguments are unknown; name a configuration of the data "
             "with --config, or test in Python"

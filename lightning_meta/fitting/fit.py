@@ -29,7 +29,6 @@ from lightning_meta.fitting.training import TRAINER_DEFAULTS, Run, Training
 from lightning_meta.run.checkpoints import RunCheckpoint
 from lightning_meta.run.naming import naming_arguments
 from lightning_meta.run.termination import Interrupted
-from lightning_meta.run.wandb_logger import belonging_to
 
 # Names in other libraries and in the command, and the corresponding argument of `fit`.
 MEANT = {"ckpt_path": "resume", "seed_everything": "seed", "epochs": "max_epochs", "steps": "max_steps"}
@@ -109,8 +108,6 @@ def fit(
         config = comment + config_of(module, data, options, checkpoint, place, used_seed)
         place.logger.hold()
         try:
-            if not options.get("fast_dev_run"):
-                options["logger"] = [belonging_to(place.logger, each) for each in options["logger"]]
             parts: dict[str, Any] = {"checkpoint": checkpoint, "place": place, "config": config}
             training = Training(module, data, options, allow_changes=allow_changes, began=began, **parts)
         except BaseException as error:

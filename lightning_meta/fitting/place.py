@@ -8,9 +8,8 @@ from typing import Any
 
 from lightning_meta.errors import UserError
 from lightning_meta.reading import refuse_links_out
-from lightning_meta.run.directory import checkpoint_to_resume, run_directory_of
+from lightning_meta.run.directory import checkpoint_to_resume, refuse_name, run_directory_of
 from lightning_meta.run.logger import RunLogger
-from lightning_meta.run.names import refuse_name
 from lightning_meta.run.naming import Naming, as_argument
 from lightning_meta.run.record import seed_of
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import Logger
@@ -31,15 +30,13 @@ from lightning_meta.nn.frozen import FeatureExtractor
 from lightning_meta.resuming import check_class
 from lightning_meta.run.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_meta.run.checkpoints import RunCheckpoint
-from lightning_meta.run.config_file import SaveConfig
 from lightning_meta.run.memory import peak_memory
-from lightning_meta.run.monitors import MonitorCheck
 from lightning_meta.run.naming import Naming, as_argument
 from lightning_meta.run.progress import check_progress, is_of_schedule, restoring_error
 from lightning_meta.run.record import RunRecord
 from lightning_meta.run.results import BEFORE_RESUME, facts, test_facts, write_report
 from lightning_meta.run.termination import Termination
-from lightning_meta.run.wandb_logger import WandbRunLogger
+from lightning_meta.run.wandb_logger import WandbRunLogger, belonging_to
 from lightning_meta.run.watch import RankWatch
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -105,20 +102,19 @@ class Training:
             options = {**options, "limit_train_batches": 0}  # no training batch is read, nor its features computed
         self.module, self.data, self.checkpoint, self.say = module, data, checkpoint, say
         self.directory, self.resume_from = place.logger, place.checkpoint
-        written = yaml.safe_load(config)
-        self.seed = written["seed_everything"]
-        self.record = RunRecord(written, allow_changes, time.monotonic() if began is None else began, say)
+        self.record = RunRecord(config, allow_changes, time.monotonic() if began is None else began, say)
         self.termination, self.watch = Termination(checkpoint), RankWatch(say)
-        save_config = SaveConfig(config, self.record)
         # The order matters: the record compares options before the checkpoint callback truncates `metrics.csv`, and the
         # checkpoint callback writes the previous step before other callbacks log values for the next one.
-        callbacks = [self.record, PartsCheck(checkpoint, say), MonitorCheck(), checkpoint, self.termination, self.watch]
-        callbacks += [save_config, PrecisionNote(say), *as_list(options.get("callbacks"))]
+        callbacks = [self.record, PartsCheck(checkpoint, say), checkpoint, self.termination, self.watch]
+        callbacks += [PrecisionNote(say), *as_list(options.get("callbacks"))]
         if not any(isinstance(c, LearningRateMonitor) for c in callbacks):
             callbacks.append(LearningRateMonitor("step"))
         if options.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(progress_bar())
         loggers = [logger for logger in as_list(options.get("logger")) if isinstance(logger, Logger)]
+        if not options.get("fast_dev_run"):  # which writes nothing
+            loggers = [belonging_to(place.logger, logger) for logger in loggers]
         self.trainer = Trainer(
             **{
                 **options,
@@ -170,7 +166,7 @@ class Training:
         except NonFiniteLossError:
             raise
         except SystemExit:  # after Ctrl-C or SIGTERM
-            if directory.claimed and not any(directory.directory.glob("checkpoints/*.ckpt")):
+            if directory.version is not None and not any(directory.directory.glob("checkpoints/*.ckpt")):
                 directory.discard()
             raise
         except Exception as error:
@@ -213,7 +209,7 @@ class Training:
 
     def _has_trained_checkpoint(self) -> bool:
         """Whether the last checkpoint contains steps that this process trained."""
-        if not self.directory.claimed:  # only rank 0 creates the directory
+        if self.directory.version is None:  # only rank 0 creates the directory
             return False
         last = self.directory.directory / "checkpoints" / "last.ckpt"
         return last.is_file() and read_checkpoint(last).get("global_step") != self.record.start
@@ -237,7 +233,7 @@ class Training:
 
     def _write_results(self, tested: Path, metrics: Mapping[str, float]) -> None:
         directory = self.directory.directory
-        about = {"seed": self.seed, "checkpoint": str(tested.relative_to(directory))}
+        about = {"seed": self.record.options["seed_everything"], "checkpoint": str(tested.relative_to(directory))}
         about |= {"steps": self.trainer.global_step, "wall_time_s": round(self.record.seconds, 2)}
         about |= {"train_time_s": round(self.checkpoint.seconds, 2)}
         if (peak := peak_memory(self.trainer.strategy.root_device)) is not None:

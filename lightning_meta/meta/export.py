@@ -17,14 +17,7 @@ from lightning_meta.meta.learner import LearnedTask
 from lightning_meta.nn.features import IMAGE_DIMS, as_input
 from lightning_meta.nn.stateless import tensors_of
 from lightning_meta.run.files import check_target
-from lightning_meta.run.programs import (
-    FORMATS,
-    INPUTS,
-    chosen_dtype,
-    image_steps,
-    served_dtypes,
-    write_program,
-)
+from lightning_meta.run.programs import FORMATS, exported_dtype, input_facts, write_program
 
 OPTIONS = ("batch_norm", "test_inner_steps")  # options of methods that change predictions
 
@@ -100,7 +93,7 @@ def export(predictor: LearnedTask, file: str | Path, dtype: torch.dtype | None =
     check_target(path, FORMATS)
     module = predictor.module
     spec = module.spec
-    dtype = chosen_dtype(dtype, served_dtypes(spec.input_shape, spec.input_dtype))
+    dtype = exported_dtype(dtype, spec.input_shape, spec.input_dtype)
     if invert and (len(spec.input_shape) != IMAGE_DIMS or dtype == torch.int64):
         raise UserError(f"invert: only images can be inverted, these inputs have shape {spec.input_shape}")
     example = {"x": torch.zeros(3, *spec.input_shape, dtype=dtype)}
@@ -124,14 +117,10 @@ def _fewest(predictor: LearnedTask) -> int:
 def _facts(predictor: LearnedTask, dtype: torch.dtype, invert: bool) -> dict[str, Any]:
     """The metadata of an exported file."""
     module = predictor.module
-    before, within = image_steps(module.spec.input_shape, dtype, invert)
     options = {name: getattr(module, name) for name in OPTIONS if hasattr(module, name)}
     return {
-        "input_shape": list(module.spec.input_shape),
-        "input": INPUTS[dtype],
+        **input_facts(module.spec.input_shape, dtype, invert),
         "output": "probabilities" if predictor.classes else "predictions",
-        "before": before,
-        "within": within,
         "inverts": invert,
         "method": type(module).__name__,
         **options,

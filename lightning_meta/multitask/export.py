@@ -17,7 +17,7 @@ from lightning_meta.checks import names_in_list
 from lightning_meta.errors import UserError
 from lightning_meta.multitask.table_encoder import TableEncoder
 from lightning_meta.run.files import check_target
-from lightning_meta.run.programs import FORMATS, INPUTS, chosen_dtype, image_steps, served_dtypes, write_program
+from lightning_meta.run.programs import FORMATS, exported_dtype, input_facts, write_program
 from lightning_meta.sources.columns import MISSING
 from lightning_meta.tasks import Binary, Classification, Multilabel, Task
 from lightning_meta.tasks.table import TableSpec
@@ -118,10 +118,9 @@ def export(
         made = [partial(ServedTable, module, chosen, one_by_one, spec.table) for one_by_one in (False, True)]
     else:
         shape = spec.input_shapes[chosen[0]]
-        dtype = chosen_dtype(dtype, served_dtypes(shape, spec.input_dtypes.get(chosen[0], "")))
+        dtype = exported_dtype(dtype, shape, spec.input_dtypes.get(chosen[0], ""))
         example = {"x": torch.zeros(EXAMPLES, *shape, dtype=dtype)}
-        before, within = image_steps(shape, dtype)
-        about |= {"input_shape": list(shape), "input": INPUTS[dtype], "before": before, "within": within}
+        about |= input_facts(shape, dtype)
         made = [partial(ServedTasks, module, chosen, one_by_one) for one_by_one in (False, True)]
     about["tasks"] = [_of_task(task, spec.tasks[task], spec.table) for task in chosen]
     names = [f"prediction_{i}" for i in range(len(chosen))]

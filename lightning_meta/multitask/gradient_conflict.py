@@ -18,7 +18,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional import gradient_conflict as functional
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.run.gradient_table import COLUMNS, PAIRS, SHARES, append_rows, cut_rows
-from lightning_meta.run.randomness import own_random_state, restore_own_random_state
+from lightning_meta.run.progress import random_state, restore_random_state
 from lightning_meta.weightings import Aggregator
 
 
@@ -107,7 +107,7 @@ class GradientConflict(Callback):
         weighting = getattr(module, "weighting", None)
         combines = isinstance(weighting, Aggregator) and not weighting.rep_grad
         if combines and trainer.accumulate_grad_batches == 1:
-            self._waiting = batch, own_random_state()  # at the start of the step
+            self._waiting = batch, random_state()  # at the start of the step
         elif module.shared_parameters():
             with _buffers_kept(module), self._as_in_the_step(trainer, module):
                 gradients = module.task_gradients(batch)
@@ -143,7 +143,7 @@ class GradientConflict(Callback):
         """
         with isolate_rng(module.device.type == "cuda"), trainer.precision_plugin.train_step_context():
             if state is not None:
-                restore_own_random_state(state)
+                restore_random_state(state)
             yield
 
     def _affinity(

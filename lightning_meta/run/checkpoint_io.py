@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -15,12 +15,11 @@ from torch import Tensor
 
 from lightning_meta.errors import UserError
 from lightning_meta.reading import check_regular
-from lightning_meta.run.checksums import damage
 from lightning_meta.run.files import replacing
-from lightning_meta.run.intact import check_before_torch, check_contents
+from lightning_meta.run.intact import check_before_torch, check_contents, damage
 from lightning_meta.signals import delayed_interrupts
 
-_PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None))
+_PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None), torch.dtype, torch.device, torch.Size)
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -42,12 +41,10 @@ class AtomicCheckpointIO(CheckpointIO):
             torch.save(checkpoint, file)
             file.flush()
             if torch.serialization.get_unsafe_globals_in_checkpoint(file.name):
-                name, value = next(_not_plain(checkpoint), ("a value", None))
-                kind = "" if value is None else f" ({type(value).__module__}.{type(value).__qualname__})"
                 raise UserError(
-                    f"checkpoint: {name}{kind} is not plain data, so the checkpoint could not be loaded; let the "
-                    "`state_dict` or `on_save_checkpoint` that stores it give numbers, strings, lists, dictionaries "
-                    "or tensors"
+                    f"checkpoint: {next(_not_plain(checkpoint), 'a value')} is not plain data, so the checkpoint could "
+                    "not be loaded; let the `state_dict` or `on_save_checkpoint` that stores it give numbers, strings, "
+                    "lists, dictionaries or tensors"
                 )
 
     def load_checkpoint(
@@ -73,7 +70,10 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any | None = "cpu")
     """
     check_regular(path)
     if wrong := damage(path):
-        raise UserError(f"{path} {wrong}{_way_out(Path(path))}")
+        other = {"best.ckpt": "last.ckpt", "last.ckpt": "best.ckpt"}.get(Path(path).name)
+        intact = Path(path).with_name(other) if other else None
+        hint = "" if intact is None or damage(intact) else f"; {intact} is intact, name it to use that one"
+        raise UserError(f"{path} {wrong}{hint}")
     check_before_torch(path)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
@@ -83,24 +83,16 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any | None = "cpu")
     return dict(checkpoint)
 
 
-def _way_out(file: Path) -> str:
-    """A hint at the other checkpoint of the run, if that is intact."""
-    name = {"best.ckpt": "last.ckpt", "last.ckpt": "best.ckpt"}.get(file.name)
-    if name is None or damage(other := file.with_name(name)):
-        return ""
-    return f"; {other} is intact, name it to use that one"
-
-
-def _not_plain(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The values in a checkpoint that are neither tensors nor plain data, and their place in it."""
-    if isinstance(value, Mapping) and type(value) in (dict, OrderedDict):
+def _not_plain(value: Any, name: str = "") -> Iterator[str]:
+    """The places in a checkpoint of values that are neither tensors nor plain data, with their classes."""
+    if type(value) in (dict, OrderedDict):
         for key, part in value.items():
             yield from _not_plain(part, f"{name}[{key!r}]" if name else str(key))
     elif type(value) in (list, tuple, set):
         for i, part in enumerate(value):
             yield from _not_plain(part, f"{name}[{i}]")
-    elif not isinstance(value, Tensor | torch.dtype | torch.device | torch.Size) and type(value) not in _PLAIN:
-        yield name, value
+    elif not isinstance(value, Tensor) and type(value) not in _PLAIN:
+        yield f"{name} ({type(value).__module__}.{type(value).__qualname__})"
 
 
 @contextmanager

@@ -10,22 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_meta.checks import instance, whole
 from lightning_meta.errors import NonFiniteLossError, UserError, one_of
 from lightning_meta.modes import Mode, contradiction, mode_of
-from lightning_meta.run.best import BestScore
-from lightning_meta.run.checksums import damage
+from lightning_meta.run.intact import damage
 from lightning_meta.run.logger import RunLogger
-from lightning_meta.run.monitors import (
-    check_defined,
-    check_modes,
-    check_regression,
-    check_task_mode,
-    logged_in_validation,
-)
-from lightning_meta.run.randomness import random_state, restore_random_state
+from lightning_meta.run.monitors import BestScore, check_logged, check_modes, check_scores_exist
+from lightning_meta.run.progress import random_state, restore_random_state
 
 _STEPPED = "_batches_that_stepped"  # in the state of Lightning's loop, which has no other way to ask for the count
 
@@ -36,9 +30,9 @@ class RunCheckpoint(Callback):
     """Keeps `checkpoints/best.ckpt`, by a validation metric, and `checkpoints/last.ckpt`.
 
     A checkpoint is written between two training steps, when the next one is about to begin: validation, the end of the
-    epoch and the row in `metrics.csv` of the previous step are then complete, even if all three coincide. A run resumed
-    from either file gives results that are bit-for-bit identical to those of an uninterrupted run, if the train loader
-    has `state_dict` and `load_state_dict`.
+    epoch and the row in `metrics.csv` of the previous step are then complete. A run resumed from either file gives
+    results that are bit-for-bit identical to those of an uninterrupted run, if the train loader has `state_dict` and
+    `load_state_dict`.
 
     It must come before callbacks that log when a step begins, such as `LearningRateMonitor`: their values belong to the
     next step, and would otherwise be among the rows of `metrics.csv` that the checkpoint of the previous step counts.
@@ -78,11 +72,6 @@ class RunCheckpoint(Callback):
         self._resumed: dict[str, Any] | None = None
 
     @property
-    def best_score(self) -> float | None:
-        """The best score so far; None if no validation had one."""
-        return self.best.score
-
-    @property
     def seconds(self) -> float:
         """Seconds spent in training, those before a resume included."""
         return self._seconds_before + (0 if self._began is None else time.monotonic() - self._began)
@@ -99,17 +88,13 @@ class RunCheckpoint(Callback):
         """Refuse callbacks whose mode contradicts their metric, and reset the state of an earlier run."""
         if stage != "fit":
             return
-        check_modes(trainer)
-        if self.monitor is not None:
-            check_task_mode(pl_module, self.monitor, self.mode)
+        check_modes(trainer, pl_module, self.monitor, self.mode)
         if trainer.global_step == 0:  # what a run to resume holds is read after this
             self.best, self._seconds_before = BestScore(self.mode), 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to monitor a score that no validation can have; the schedules exist only now."""
-        if trainer.max_steps != 0:  # else nothing is validated
-            check_regression(pl_module, self.monitor)
-        check_defined(trainer, self.monitor)
+        check_scores_exist(trainer, pl_module, self.monitor)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and initialise the state between two steps."""
@@ -122,7 +107,9 @@ class RunCheckpoint(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Restore the state of a resumed run, or write the checkpoints that are due."""
         if self._resumed is not None:
-            restore_random_state(self._resumed["random"])
+            states = self._resumed["random"]
+            if len(states) == trainer.world_size:  # else there is no rank whose stream could be continued
+                restore_random_state(states[trainer.global_rank])
             # Lightning takes every checkpoint for one written within a step, and counts that step again.
             epoch_loop = trainer.fit_loop.epoch_loop
             epoch_loop.on_load_checkpoint({_STEPPED: self._resumed["batches_that_stepped"]})
@@ -145,17 +132,12 @@ class RunCheckpoint(Callback):
         """Compare the score with the best so far."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        check_logged(trainer, self.monitor)
         self._last_due = True
         if self.monitor is None:
             return
-        if self.monitor not in trainer.callback_metrics:
-            raise UserError(
-                f"checkpoint.monitor: {self.monitor!r} is not logged in validation; monitor one of the logged metrics: "
-                f"{logged_in_validation(trainer)}"
-            )
-        # Once, after the first validation.
-        wrong = None if self.best.validations else contradiction(self.monitor, self.mode)
-        if wrong and trainer.is_global_zero:
+        wrong = contradiction(self.monitor, self.mode)
+        if wrong and not self.best.validations and trainer.is_global_zero:
             _log.warning("checkpoint.mode: %s, as configured: the worst checkpoint is kept as the best", wrong)
         # Weights that are not finite are not written, so they cannot be the best.
         score = float(trainer.callback_metrics[self.monitor]) if _is_finite(pl_module) else nan
@@ -174,11 +156,7 @@ class RunCheckpoint(Callback):
             self.write_last(trainer)
 
     def check_scores(self, trainer: Trainer) -> None:
-        """Refuse to choose a best checkpoint if no validation had a score.
-
-        Raises:
-            NonFiniteLossError: No validation had a finite score, raised on every rank.
-        """
+        """Refuse to choose a best checkpoint if no validation had a finite score, on every rank."""
         if self.best.score is None and self.best.validations:
             last = _folder(trainer) / "last.ckpt"
             kept = f"; the last checkpoint is {last}" if last.is_file() else ""
@@ -196,10 +174,7 @@ class RunCheckpoint(Callback):
             checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = self._loaders
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Truncate `metrics.csv` to the checkpoint, and keep the state that the first step needs.
-
-        Callbacks read the checkpoint before the loops do, so the loops see the changes made here.
-        """
+        """Truncate `metrics.csv` to the checkpoint, keep the state that the first step needs, and change the loops'."""
         if trainer.state.fn != "fit":
             # In the Trainer that trained, `WeightAveraging` would replace the stored averages by the weights that it
             # stores under this name to resume from.
@@ -213,11 +188,11 @@ class RunCheckpoint(Callback):
         trainer.should_stop = self._resumed["stopped"]
         logger = run_logger(trainer)
         if logger is not None and not logger.is_new and trainer.is_global_zero:
-            logger.cut(self._resumed["rows"], self._resumed.get("columns", ()))
+            logger.cut(self._resumed["rows"], self._resumed["columns"])
         more_steps = trainer.max_steps == -1 or checkpoint["global_step"] < trainer.max_steps
-        continues = more_steps and not self._resumed["stopped"]
-        if continues and self._resumed["batches_of_ended_epoch"] is not None:
-            _begin_next_step(checkpoint["loops"]["fit_loop"], self._resumed["batches_of_ended_epoch"])
+        batches = self._resumed["batches_of_ended_epoch"]
+        if more_steps and not self._resumed["stopped"] and batches is not None:
+            _begin_next_step(checkpoint["loops"]["fit_loop"], batches)
 
     def write_last(self, trainer: Trainer, ended: bool = False) -> None:
         """Write the last checkpoint now; call it on all ranks, and only while `between_steps` is true."""
@@ -236,35 +211,31 @@ class RunCheckpoint(Callback):
         self._state_between_steps = {
             "rows": logger.rows if logger else 0,
             "columns": list(logger.columns) if logger else [],
-            "random": random_state(),
+            "random": _random_states(trainer),
             "seconds": self.seconds,
             "batches_that_stepped": logged_step(trainer),
             "batches_of_ended_epoch": trainer.num_training_batches if ended else None,
             "stopped": ended and trainer.should_stop,
         }
-        folder = _folder(trainer)
         try:
             # The best goes first: killed between the two, the run repeats the validation and writes it again.
             for due, name in ((best, "best.ckpt"), (last, "last.ckpt")):
                 if due:
-                    trainer.save_checkpoint(folder / name, weights_only=False)
+                    trainer.save_checkpoint(_folder(trainer) / name, weights_only=False)
         finally:
             self._state_between_steps = None
 
     def _check_best_is_there(self, trainer: Trainer) -> None:
         """Forget the best score of a resumed run if its best checkpoint is lost or damaged."""
         file = _folder(trainer) / "best.ckpt"  # asks the other ranks
-        if self.best.score is None:
-            return
-        lost = damage(file) if trainer.is_global_zero else None
-        if trainer.strategy.broadcast(lost) is None:
-            return
-        if trainer.is_global_zero:
-            _log.warning(
-                "%s (%s %g) %s: the best checkpoint will be chosen from the validations after this step",
-                *(file, self.monitor, self.best.score, lost),
-            )
-        self.best.forget()
+        lost = trainer.strategy.broadcast(damage(file) if trainer.is_global_zero else None)
+        if self.best.score is not None and lost is not None:
+            if trainer.is_global_zero:
+                _log.warning(
+                    "%s (%s %g) %s: the best checkpoint will be chosen from the validations after this step",
+                    *(file, self.monitor, self.best.score, lost),
+                )
+            self.best = BestScore(self.mode)
 
 
 def logged_step(trainer: Trainer) -> int:
@@ -275,6 +246,14 @@ def logged_step(trainer: Trainer) -> int:
 def run_logger(trainer: Trainer) -> RunLogger | None:
     """The trainer's `RunLogger`."""
     return next((logger for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
+
+
+def _random_states(trainer: Trainer) -> list[Any]:
+    """The states of the generators of every rank."""
+    states: list[Any] = [random_state()] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(states, states[0])
+    return states
 
 
 def _folder(trainer: Trainer) -> Path:
@@ -297,14 +276,11 @@ def _begin_next_step(fit_loop: dict[str, Any], batches: int | float) -> None:
     epoch, the next one must have begun.
     """
     epoch, batch = fit_loop["epoch_progress"], fit_loop["epoch_loop.batch_progress"]
+    is_open = batch["current"]["completed"] < batches
     for counts in (epoch["total"], epoch["current"]):
-        if batch["current"]["completed"] < batches:
-            counts["processed"] -= 1
-            counts["completed"] -= 1
-        else:
-            counts["ready"] += 1
-            counts["started"] += 1
-    if batch["current"]["completed"] >= batches:
+        for name in ("processed", "completed") if is_open else ("ready", "started"):
+            counts[name] += -1 if is_open else 1
+    if not is_open:
         batch["current"] = dict.fromkeys(batch["current"], 0)
     batch["is_last_batch"] = False
     # One more ready than done marks the quiet moment.

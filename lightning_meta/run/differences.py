@@ -17,15 +17,12 @@ from lightning_meta.run.checkpoints import RunCheckpoint
 from lightning_meta.run.written import written
 from lightning_meta.specifications import marked
 
-Kind = Literal["harmless", "meaning", "impossible", "dropped"]
-
 START_ANEW = "start a new run instead of resuming this one"
 
 HOW = ("model.strategy", "model.chunk_size", "model.compile", "model.recompute", "model.graph")
 """Options that change how results are computed, but not the results."""
 
-# Patterns of option names, without `init_args`. Options not listed here affect the meaning of the results.
-HARMLESS = (
+_HARMLESS = (
     *("trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "trainer.min_steps", "trainer.max_time*"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy*", "trainer.barebones"),
     *("trainer.logger*", "trainer.log_every_n_steps", "trainer.callbacks*", "trainer.profiler*", "trainer.enable_*"),
@@ -38,26 +35,26 @@ HARMLESS = (
     *HOW,
     "versions.*",
 )
-MOVABLE = ("model.teacher",)
-"""Paths of runs that training reads. Their weights are compared, so a run may move, but not appear or disappear."""
-COUNTED = (
-    *("meta_batch_size", "meta_batches_per_epoch", "batch_size", "batches_per_epoch"),
-    *("tasks_per_batch", "task_exponent"),
+_COUNTED = (
+    *("data.meta_batch_size", "data.meta_batches_per_epoch", "data.batch_size", "data.batches_per_epoch"),
+    *("data.tasks_per_batch", "data.task_exponent"),
 )
-IMPOSSIBLE = {
-    "model.optimizer": f"the optimizer's state is another's; {START_ANEW}",
-    "seed_everything": f"the first weights were drawn with it; {START_ANEW}",
-    "data": f"another data module counts other batches; {START_ANEW}",
-    **{f"data.{name}": f"batches are counted in it; {START_ANEW}" for name in COUNTED},
+# By pattern of option names, without `init_args`: why a new value cannot take effect; "" if it is harmless. New values
+# of all other options affect the meaning of the results.
+RULES: dict[str, str] = {
+    **dict.fromkeys(_HARMLESS, ""),
+    **dict.fromkeys(_COUNTED, "batches are counted in it"),
+    "model.optimizer": "the optimizer's state is another's",
+    "seed_everything": "the first weights were drawn with it",
+    "data": "another data module counts other batches",
 }
-FIRST_WEIGHTS = f"it only sets the first weights; {START_ANEW}"
+MOVABLE = "model.teacher"
+"""Path of a run that training reads. Its weights are compared, so the run may move, but not appear or disappear."""
 NOT_COMPARED = ("config", "ckpt_path", "allow_changes", "name", "runs")
 """The place of a run and how it is resumed."""
 
-_DEFAULTS: dict[str, Any] = {"trainer": Trainer, "checkpoint": RunCheckpoint}
-_ABSENT, _DROPPED = object(), object()
-_DOUBLE = {"64", "64-true"}
-_HALF = {"16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"}
+_SECTIONS: dict[str, Any] = {"trainer": Trainer, "checkpoint": RunCheckpoint}
+_PRECISIONS = {"None": "32-true", "64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -68,15 +65,15 @@ class Difference:
         option: Name of the option, without `init_args`.
         old: The old value as plain data; None also if there was no such option.
         new: The new value.
-        kind: "harmless" if the results keep their meaning, "meaning" if they do not, "impossible" if the new value
-            cannot take effect, and "dropped" if this version has no such option.
-        reason: Why it cannot take effect, and what to do.
+        kind: "harmless" if the results keep their meaning, "meaning" if they do not, and "impossible" if the new value
+            cannot take effect.
+        reason: Why it cannot take effect.
     """
 
     option: str
     old: Any
     new: Any
-    kind: Kind
+    kind: Literal["harmless", "meaning", "impossible"]
     reason: str = ""
 
     def __str__(self) -> str:
@@ -103,53 +100,34 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], plateau: bool = 
     different = []
     first_weights = _first_weights(new.get("model"))
     for option, before, now in _pairs(old, new):
-        if now is _DROPPED:
-            different.append(Difference(option, before, None, "dropped"))
-            continue
-        kind, reason = _kind(option, before, now, plateau)
-        if option in first_weights:  # leaving it out changes nothing, as the checkpoint holds the weights
-            kind, reason = ("harmless", "") if now is None else ("impossible", FIRST_WEIGHTS)
-        different.append(Difference(option, before, now, kind, reason))
+        rate = option.startswith("model.lr_scheduler") or option.rpartition(".")[2] in ("lr", "learning_rate")
+        reason = _rule(option)
+        if option == "trainer.precision" and _weights(before) != _weights(now):
+            reason = "the weights are stored in the old one"
+        elif option in first_weights:  # leaving it out changes nothing, as the checkpoint holds the weights
+            reason = "" if now is None else "it only sets the first weights"
+        elif option == MOVABLE and None not in (before, now):
+            reason = ""
+        elif rate and plateau:
+            reason = "ReduceLROnPlateau has changed the rate by what it saw"
+        kind: Any = "meaning" if reason is None else "impossible" if reason else "harmless"
+        different.append(Difference(option, before, now, kind, reason or ""))
     return different
 
 
 def is_compared(option: str) -> bool:
     """Whether a new value of an option affects the meaning of the results."""
-    return _kind(option, None, None, False)[0] != "harmless"
+    return _rule(option) != ""
 
 
-def undescribed(spec: Any, option: str = "") -> Iterator[str]:
-    """Names of options, without `init_args`, whose values are objects that cannot be described by their arguments."""
-    if isinstance(spec, list | tuple):
-        for value in spec:
-            yield from undescribed(value, option)
-    if not isinstance(spec, Mapping):
-        return
-    if marked(spec, "instance"):
-        yield option
-        return
-    for name, value in (spec.get("init_args") or {} if marked(spec, "class_path") else spec).items():
-        yield from undescribed(value, f"{option}.{name}" if option else str(name))
-
-
-def _kind(option: str, old: Any, new: Any, plateau: bool) -> tuple[Kind, str]:
-    if option in IMPOSSIBLE:
-        return "impossible", IMPOSSIBLE[option]
-    if option == "trainer.precision" and _width(old) != _width(new):
-        return "impossible", f"the weights are stored in the old one; {START_ANEW}"
-    if option in MOVABLE and old is not None and new is not None:
-        return "harmless", ""
-    rate = option.startswith("model.lr_scheduler") or option.rpartition(".")[2] in ("lr", "learning_rate")
-    if rate and plateau:
-        return "impossible", f"ReduceLROnPlateau has changed the rate by what it saw; {START_ANEW}"
-    return ("harmless" if any(fnmatchcase(option, pattern) for pattern in HARMLESS) else "meaning"), ""
+def _rule(option: str) -> str | None:
+    return next((reason for pattern, reason in RULES.items() if fnmatchcase(option, pattern)), None)
 
 
 def _first_weights(model: Any) -> set[str]:
     """The options of a model that only set its first weights; see `TrainedModule`."""
-    path = model.get("class_path") if isinstance(model, Mapping) else None
     try:
-        names = first_weights_of(import_class(path)) if isinstance(path, str) else set()
+        names = first_weights_of(import_class(model["class_path"])) if marked(model, "class_path") else set()
     except UserError:  # building the model will refuse it
         names = set()
     return {f"model.{name}" for name in names}
@@ -157,82 +135,55 @@ def _first_weights(model: Any) -> set[str]:
 
 def _pairs(old: Any, new: Any, option: str = "", owner: Any = None) -> Iterator[tuple[str, Any, Any]]:
     """Options whose values differ; if the class of an object differs, its arguments are not compared."""
-    # The parser writes the path of a callable class as a mapping.
-    if isinstance(old, str) and marked(new, "class_path"):
-        old = {"class_path": old}
-    if isinstance(new, str) and marked(old, "class_path"):
-        new = {"class_path": new}
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        if not _same(option, old, new):
-            yield option, _name(old), _name(new)
-        return
-    if marked(old, "instance") or marked(new, "instance"):  # made in Python: only the class is known
+    if any(marked(value, key) for value in (old, new) for key in ("class_path", "instance")):
         if not same_class(_name(old), _name(new)):
             yield option, _name(old), _name(new)
-        return
-    if marked(old, "class_path") or marked(new, "class_path"):
-        if not same_class(old.get("class_path"), new.get("class_path")):
-            yield option, _name(old), _name(new)
             return
-        owner, old, new = new.get("class_path"), old.get("init_args") or {}, new.get("init_args") or {}
-    for name in [*new, *(name for name in old if name not in new)]:
+        if marked(old, "instance") or marked(new, "instance"):
+            return  # made in Python: only the class is known
+        owner, old, new = _name(new), _arguments(old), _arguments(new)
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        same = _precision(old) == _precision(new) if option == "trainer.precision" else old == new
+        if not same:
+            yield option, old, new
+        return
+    for name in dict.fromkeys([*new, *old]):
         where = f"{option}.{name}" if option else str(name)
-        if where in NOT_COMPARED:
-            continue
-        before, now = old.get(name, _ABSENT), new.get(name, _ABSENT)
-        if before is _ABSENT:  # the option may have been added by a later version
-            before = {} if where in _DEFAULTS else _default(owner, str(name))
-        if now is _ABSENT:
-            taken = before is None or _takes(owner, str(name), where)
-            now = _default(owner, str(name)) if taken else _DROPPED
-        yield from _pairs(before, now, where, _DEFAULTS.get(where))
-
-
-def _same(option: str, old: Any, new: Any) -> bool:
-    if option == "trainer.precision":
-        return _precision(old) == _precision(new)
-    old, new = (None if value == "null" else value for value in (old, new))  # version 0.1 stored it as text
-    return bool(old == new)
+        if where not in NOT_COMPARED:  # a run in Python does not list the defaults of an optimizer
+            before, now = (side[name] if name in side else _default(owner, str(name)) for side in (old, new))
+            yield from _pairs(before, now, where, _SECTIONS.get(where))
 
 
 def _precision(value: Any) -> str:
-    text = "32-true" if value is None else str(value)
-    return {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(text, text)
+    return _PRECISIONS.get(str(value), str(value))
 
 
-def _width(precision: Any) -> str:
+def _weights(precision: Any) -> str:
+    """The precision in which the weights are stored."""
     text = _precision(precision)
-    return "double" if text in _DOUBLE else text if text in _HALF else "single"
+    return "32-true" if text.endswith("-mixed") else text
 
 
 def _default(owner: Any, name: str) -> Any:
-    """The default of an option; None if it is unknown."""
-    default = next((p[name].default for p in _parameters(owner) if name in p), inspect.Parameter.empty)
-    return None if default is inspect.Parameter.empty else written(default)
-
-
-def _takes(owner: Any, name: str, option: str) -> bool:
-    """Whether a class accepts an option; true if that is unknown."""
-    if option == name:  # a section, of which a configuration has all
-        return name == "examples"
-    signatures = _parameters(owner)
-    takes_any = signatures and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signatures[0].values())
-    return not signatures or bool(takes_any) or any(name in parameters for parameters in signatures)
-
-
-def _parameters(owner: Any) -> list[Mapping[str, inspect.Parameter]]:
-    """The parameters of the constructors of a class and its bases; empty if unknown."""
+    """The default of an argument of a class or its bases; None if it is unknown."""
     try:
         cls = import_class(owner) if isinstance(owner, str) else owner
         constructors = [vars(c)["__init__"] for c in inspect.getmro(cls) if "__init__" in vars(c)]
-        return [inspect.signature(constructor).parameters for constructor in constructors]
+        parameters = [inspect.signature(constructor).parameters for constructor in constructors]
     except (UserError, TypeError, ValueError, AttributeError):
-        return []
+        return None
+    default = next((p[name].default for p in parameters if name in p), inspect.Parameter.empty)
+    return None if default is inspect.Parameter.empty else written(default)
 
 
 def _name(value: Any) -> Any:
     """The class of an object; any other value itself."""
     return next((value[key] for key in ("class_path", "instance") if marked(value, key)), value)
+
+
+def _arguments(value: Any) -> Any:
+    """The arguments of an object; the parser writes a class without arguments as a path or as a mapping."""
+    return value.get("init_args") or {} if isinstance(value, Mapping) else {}
 
 
 def _text(value: Any) -> str:

@@ -22,9 +22,6 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
     Args:
         path: The target; its folder is created if it is missing.
         mode: "w" for text, "wb" for bytes.
-
-    Yields:
-        The open file.
     """
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     with staging(Path(path)) as staged, staged.open(mode, **text) as file:  # type: ignore[call-overload]
@@ -40,9 +37,6 @@ def check_target(path: Path, suffixes: Collection[str] = (), option: str = "") -
         path: The path.
         suffixes: The accepted suffixes; by default all.
         option: The option that sets the path, for messages.
-
-    Raises:
-        UserError: The suffix is not accepted, there is no such folder, or the path is a folder.
     """
     named = f"{option} {path}".lstrip()
     if suffixes and path.suffix not in suffixes:
@@ -54,13 +48,10 @@ def check_target(path: Path, suffixes: Collection[str] = (), option: str = "") -
 
 
 def check_writable(folder: Path) -> None:
-    """Check before a computation that files can be written to a folder.
-
-    Args:
-        folder: The folder; if it does not exist yet, its nearest existing parent is checked.
+    """Check before a computation that files can be written to a folder, which may not exist yet.
 
     Raises:
-        UserError: The folder is not writable; the message has the reason.
+        UserError: The folder, or its nearest existing parent, is not writable.
     """
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:

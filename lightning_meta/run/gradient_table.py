@@ -35,34 +35,29 @@ def append_rows(file: Path, step: int, rows: Iterable[Sequence[Any]]) -> None:
 def read_rows(file: Path) -> list[list[str]]:
     """Read the rows of a file, without an incomplete last one: the step, names of tasks, and two numbers.
 
-    Args:
-        file: `gradient_conflict.csv` or `gradient_share.csv`.
-
     Raises:
-        UserError: It is damaged.
+        UserError: The file is damaged.
     """
     columns = COLUMNS[file.name]
     header, rows = read_table(file, columns)
+    try:
+        for step, *_, first, second in rows:
+            int(step), float(first), float(second)
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {reason_of(error, 100)}") from error
     if tuple(header) != columns:
         raise UserError(f"{file} is damaged: its columns are {','.join(columns)}")
-    for number, (step, *_, first, second) in enumerate(rows, 1):
-        try:
-            int(step), float(first), float(second)
-        except ValueError as error:
-            raise UserError(f"{file} is damaged in row {number}: {reason_of(error, 100)}") from error
     return rows
 
 
 def cut_rows(file: Path, step: int) -> None:
     """Keep only the rows of earlier steps; does nothing if there is no file."""
-    if not file.is_file():
-        return
     # The run repeats the steps after its checkpoint, and would record them twice.
-    kept = [row for row in read_rows(file) if int(row[0]) < step]
-    if not kept:
-        file.unlink()
-        return
-    write_table(file, [COLUMNS[file.name], *kept])
+    kept = [row for row in read_rows(file) if int(row[0]) < step] if file.is_file() else []
+    if kept:
+        write_table(file, [COLUMNS[file.name], *kept])
+    else:
+        file.unlink(missing_ok=True)
 
 
 def gradient_shares(directory: str | Path) -> dict[str, float]:
@@ -86,9 +81,6 @@ def mean_pairs(directory: Path) -> tuple[list[str], np.ndarray, dict[int, float]
     Returns:
         The tasks; their mean cosines and affinities, `(2, T, T)`, NaN for two tasks that were never in a batch
         together; and by step the share of pairs in conflict.
-
-    Raises:
-        UserError: The files are missing or damaged.
     """
     names = list(dict.fromkeys(name for _, name, _, _ in read_rows(directory / SHARES)))
     place = {name: i for i, name in enumerate(names)}

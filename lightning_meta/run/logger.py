@@ -11,15 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_meta.errors import UserError
-from lightning_meta.reading import is_number
-from lightning_meta.run.files import check_writable, replacing
-from lightning_meta.run.hold import Hold
-from lightning_meta.run.names import refuse_name
-from lightning_meta.run.tables import read_table
+from lightning_meta.run.directory import lock_run, new_version, refuse_name
+from lightning_meta.run.files import check_writable
+from lightning_meta.run.tables import read_table, write_table
 
 
 class RunLogger(Logger):
@@ -41,15 +40,13 @@ class RunLogger(Logger):
         super().__init__()
         if version is None:
             refuse_name("name", name)
-        self._root = Path(root) / name
-        self._name = name
-        self._version = version
+        self._root, self._name, self._version = Path(root) / name, name, version
         self.is_new = version is None
         self.columns: list[str] = []  # of `metrics.csv` so far
-        self._row: dict[str, Any] = {}
         self.rows = 0
+        self._row: dict[str, Any] = {}
         self._exclusive = exclusive
-        self._hold: Hold | None = None
+        self._lock: FileLock | None = None
 
     @property
     def name(self) -> str:
@@ -62,15 +59,10 @@ class RunLogger(Logger):
         return self._version
 
     @property
-    def claimed(self) -> bool:
-        """Whether the directory exists yet."""
-        return self._version is not None
-
-    @property
     def directory(self) -> Path:
         """The run directory, created by the first call; only for rank 0."""
         if self._version is None:
-            self._version = _claim(self._root)
+            self._version = new_version(self._root)
             self.hold()
         return self._root / str(self._version)
 
@@ -82,15 +74,15 @@ class RunLogger(Logger):
         """
         # Before there is a Trainer, the first process of another machine looks like rank 0.
         elsewhere = os.environ.get("NODE_RANK", "0") != "0"
-        if self._exclusive and self.claimed and self._hold is None and _is_rank_zero() and not elsewhere:
+        if self._exclusive and self._version is not None and self._lock is None and _is_rank_zero() and not elsewhere:
             check_writable(self.directory)
-            self._hold = Hold(self.directory)
+            self._lock = lock_run(self.directory)
 
     def release(self) -> None:
         """Release the lock."""
-        if self._hold is not None:
-            self._hold.release()
-            self._hold = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     @property
     def save_dir(self) -> str | None:
@@ -136,7 +128,7 @@ class RunLogger(Logger):
             self._rewrite([*old, row])
         else:
             with self.file.open("a", encoding="utf-8", newline="") as file:
-                csv.DictWriter(file, self.columns).writerow(row)
+                csv.writer(file).writerow([row.get(key) for key in self.columns])
         self.rows += 1
 
     def cut(self, rows: int, columns: Sequence[str] = ()) -> None:
@@ -160,14 +152,14 @@ class RunLogger(Logger):
     def discard(self) -> None:
         """Remove a directory that this run created and never used, and release the lock."""
         self.release()
-        if _is_rank_zero() and self.is_new and self.claimed:
+        if _is_rank_zero() and self.is_new and self._version is not None:
             shutil.rmtree(self.directory, ignore_errors=True)
             with contextlib.suppress(OSError):  # fails unless they are empty
                 self._root.rmdir()
                 self._root.parent.rmdir()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hold": None}
+        return {**self.__dict__, "_lock": None}
 
     def _read(self, rows: int, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
         # Rows that a killed process left incomplete come after the rows that a checkpoint counts.
@@ -180,31 +172,7 @@ class RunLogger(Logger):
         return [dict(zip(header, row, strict=True)) for row in table]
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        with replacing(self.file) as file:
-            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-def _claim(root: Path) -> int:
-    """Create the directory of the next version; `mkdir` fails for one of two runs that start at the same time."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        version = max(versions(root), default=-1) + 1
-        while True:
-            try:
-                (root / str(version)).mkdir()
-            except FileExistsError:
-                version += 1
-            else:
-                return version
-    except OSError as error:
-        raise UserError(f"runs: {root} cannot be written to ({error.strerror}); name another folder") from error
-
-
-def versions(root: Path) -> list[int]:
-    """The numbers of the runs with a name, in order."""
-    return sorted(int(d.name) for d in root.glob("*") if is_number(d.name)) if root.is_dir() else []
+        write_table(self.file, [self.columns, *([row.get(key) for key in self.columns] for row in rows)])
 
 
 def _is_rank_zero() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -22,21 +23,12 @@ def keep_freed_memory() -> bool:
     """Stop glibc from returning all freed memory to the system, so that the next step can reuse it.
 
     A training step on a CPU frees its tensors. By default glibc returns large blocks immediately, and the next step
-    waits while the system clears and maps the same pages again. This function grows the heap to an eighth of the memory
-    of the machine or its cgroup. Blocks that fit are reused; others are mapped and returned as before, so the process
-    holds at most about that eighth more than it needs. Results do not change. It does nothing without glibc, or if the
-    user has set one of glibc's own variables (`MALLOC_TRIM_THRESHOLD_` and the like).
-
-    CPU seconds per step and peak memory, with one thread on a machine of 24 GB (so that 3 GB are kept):
-
-    | step | glibc's defaults | this function | everything kept, without limit |
-    | --- | --- | --- | --- |
-    | ProtoNet, 60-way 1-shot, 28x28 | 0.48 s, 0.8 GB | 0.29 s, 1.0 GB | 0.30 s, 1.0 GB |
-    | MAML, 4 tasks 5-way 1-shot 15 queries, 84x84 | 4.5 s, 2.6 GB | 3.2 s, 2.8 GB | 3.3 s, 2.9 GB |
-    | ProtoNet, 30-way 1-shot 15 queries, 84x84 | 7.4 s, 3.7 GB | 5.9 s, 5.8 GB | 4.1 s, 6.9 GB |
+    waits while the system clears and maps the same pages again, a fifth to two fifths of its time. This function grows
+    the heap to an eighth of the memory of the machine or its cgroup. Blocks that fit are reused; others are mapped and
+    returned as before, so the process holds at most about that eighth more than it needs. Results do not change.
 
     Returns:
-        Whether it took effect.
+        Whether it took effect: not without glibc, or if the user has set one of its variables (`MALLOC_...`).
     """
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return False
@@ -64,27 +56,17 @@ def _grow_heap(size: int) -> bool:
 def peak_memory(device: torch.device, root: Path = Path("/")) -> float | None:
     """Peak memory so far, in MB of 2^20 bytes; None if it is unknown.
 
-    Args:
-        device: For a GPU, the memory of the tensors of this process on it; else the memory of the whole process as
-            Linux counts it, including libraries and data.
-        root: Parent folder of `proc`.
+    For a GPU, it is that of the tensors of this process; else that of the whole process as Linux counts it.
     """
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    try:  # getrusage would include the peak of the parent process
-        lines = (root / "proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    sizes = [line.split()[1] for line in lines if line.startswith("VmHWM:")]  # in kB
-    return round(int(sizes[0]) / 1024, 1) if sizes else None
+    # In kB; getrusage would include the peak of the parent process.
+    peak = re.search(r"^VmHWM:\s+(\d+)", _text(root / "proc/self/status"), re.MULTILINE)
+    return round(int(peak[1]) / 1024, 1) if peak else None
 
 
 def memory_limit(root: Path = Path("/")) -> int:
-    """Bytes that this process may use: the smallest of the machine's memory and the limits of cgroups and process.
-
-    Args:
-        root: Parent folder of `proc` and `sys`.
-    """
+    """Bytes that this process may use: the smallest of the machine's memory and the limits of cgroups and process."""
     import resource  # not on Windows
 
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -95,11 +77,7 @@ def memory_limit(root: Path = Path("/")) -> int:
 
 def _cgroup_limits(root: Path) -> Iterator[int]:
     """The memory limits of the process's cgroups and their parents, for cgroup versions 1 and 2."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
+    for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         mount, name = root / "sys/fs/cgroup", "memory.max"
         if controllers:  # version 1 has a hierarchy for each controller
@@ -108,12 +86,12 @@ def _cgroup_limits(root: Path) -> Iterator[int]:
             mount, name = mount / "memory", "memory.limit_in_bytes"
         # In a container the path may be that of the host, and only the mount exists.
         folder = mount / path.strip("/")
-        for place in (folder, *folder.parents):
-            if not place.is_relative_to(mount):
-                break
-            try:
-                text = (place / name).read_text(encoding="utf-8").strip()
-            except OSError:
-                continue
-            if text.isdecimal():  # "max" is no limit
-                yield int(text)
+        limits = [_text(place / name).strip() for place in (folder, *folder.parents) if place.is_relative_to(mount)]
+        yield from (int(limit) for limit in limits if limit.isdecimal())  # "max" is no limit
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError:
+        return ""

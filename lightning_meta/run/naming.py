@@ -26,11 +26,7 @@ def as_argument(name: str, *value: Any) -> str:
 
 @contextmanager
 def naming_arguments() -> Iterator[None]:
-    """Remove the section from the start of error messages, as `trainer.max_steps` is the argument `max_steps` of `fit`.
-
-    Raises:
-        UserError: The error with the shorter message.
-    """
+    """Remove the section from the start of error messages: `trainer.max_steps` is the argument `max_steps` of `fit`."""
     try:
         yield
     except UserError as error:

@@ -8,9 +8,8 @@ with storage, sparse ones, and classes that the user has named with `torch.seria
 
 from __future__ import annotations
 
-import pickle
 import pickletools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -24,15 +23,15 @@ MOST_DIMENSIONS = 64  # maximum of torch
 
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWFALSE": False, "NEWTRUE": True, "EMPTY_TUPLE": ()}
-_LATIN = ("latin1", "latin-1")
+# What takes values from the stack, and how many; 0 stands for all since the last mark.
+_COLLECTS = {"APPEND": ("list", 1), "APPENDS": ("list", 0), "SETITEM": ("dict", 2), "SETITEMS": ("dict", 0)}
+_COLLECTS |= {"TUPLE": ("tuple", 0), "TUPLE1": ("tuple", 1), "TUPLE2": ("tuple", 2), "TUPLE3": ("tuple", 3)}
+_PLAIN = ("torch.device", "torch.serialization._get_layout", "builtins.complex", "torch.Size")
+_TENSORS = ("torch.Tensor", "torch.nn.parameter.Parameter")
 
 
 class HostileError(ValueError):
-    """The pickle contradicts itself or the file."""
-
-
-class RefusedError(HostileError):
-    """The pickle would take too much memory or time for its size, or contains what training never writes."""
+    """The pickle contradicts itself, would take too much memory, or holds what training never writes."""
 
 
 class _Global(str):
@@ -54,20 +53,14 @@ def check_outline(content: bytes, size_of: Callable[[str], int]) -> None:
         size_of: The bytes of a storage that are in the file, by its key.
 
     Raises:
-        RefusedError: It would take more memory or time than its size warrants, or holds what no training writes.
-        HostileError: It is damaged.
-        pickle.UnpicklingError: It asks for anything else than tensors and plain data.
+        HostileError: The pickle is refused.
+        Exception: It is damaged.
     """
     reader = _Reader(size_of)
-    try:
-        root = reader.read(content)
-    except (HostileError, pickle.UnpicklingError):
-        raise
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise HostileError("its pickle is damaged") from error
+    root = reader.read(content)
     if reader.expanded > EXPANDED:
-        raise RefusedError(f"its tensors claim {reader.expanded / 1e9:,.1f} GB more than is stored")
-    _check_tree(root, reader.count + REPEATED)
+        raise HostileError(f"its tensors claim {reader.expanded / 1e9:,.1f} GB more than is stored")
+    _measure(root, reader.count + REPEATED, {})
 
 
 class _Reader:
@@ -95,37 +88,32 @@ class _Reader:
                 stack.append(memo[argument])
             elif name in _CONSTANTS:
                 stack.append(_CONSTANTS[name])
-            elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-                items = [stack.pop() for _ in range(int(name[-1]))]
-                stack.append(tuple(reversed(items)))
+            elif name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"):
+                stack.append(_Node(name[6:].lower(), []))
             elif name == "MARK":
                 marks.append(stack)
                 stack = []
-            elif name in ("TUPLE", "APPENDS", "SETITEMS"):
-                items, stack = stack, marks.pop()
-                if name == "TUPLE":
+            elif name in _COLLECTS:
+                kind, count = _COLLECTS[name]
+                if count:
+                    items = _popped(stack, count)
+                else:
+                    items, stack = stack, marks.pop()
+                if kind == "tuple":
                     stack.append(tuple(items))
                 else:
-                    _fill(stack[-1], "list" if name == "APPENDS" else "dict", items)
-            elif name == "APPEND":
-                _fill(stack[-2], "list", [stack.pop()])
-            elif name == "SETITEM":
-                _fill(stack[-3], "dict", stack[-2:])
-                del stack[-2:]
-            elif name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"):
-                stack.append(_Node(name[6:].lower(), []))
+                    _fill(stack[-1], kind, items)
             elif name == "GLOBAL":
                 stack.append(_Global(argument.replace(" ", ".").replace("__builtin__.", "builtins.")))  # as torch does
             elif name == "BINPERSID":
                 stack.append(self._storage(stack.pop()))
             elif name in ("REDUCE", "NEWOBJ"):
-                arguments = stack.pop()
-                stack.append(self._call(name, stack.pop(), arguments))
+                stack.append(self._call(name, *_popped(stack, 2)))
             elif name == "BUILD":
                 state = stack.pop()
-                self._build(stack[-1], state)
+                _build(stack[-1], state)
             elif name not in ("PROTO", "STOP"):
-                raise pickle.UnpicklingError(f"the opcode {name}")
+                raise HostileError(f"it has the opcode {name}, which torch.save does not write")
         return stack.pop()
 
     def _storage(self, identity: Any) -> _Node:
@@ -140,52 +128,73 @@ class _Reader:
 
     def _call(self, opcode: str, function: Any, arguments: Any) -> _Node:
         if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-            raise pickle.UnpicklingError("a call of an object that is not a function")
-        kind = function.removeprefix("torch._utils.")
+            raise _code("what is not a function")
         if function in self.own:
             return _Node("own", [arguments])
-        if opcode == "REDUCE":
-            if kind in ("_rebuild_tensor_v2", "_rebuild_tensor_v3"):
-                storage, offset, size, stride = arguments[:4]
-                width = _width(arguments[6]) if kind == "_rebuild_tensor_v3" else storage.children[1]
-                self.expanded += max(_bytes_of_view(storage, offset, size, stride, width) - storage.children[0], 0)
-                return _Node("tensor", list(arguments[5:]))
-            if kind in ("_rebuild_parameter", "_rebuild_sparse_tensor"):
-                return _Node("tensor", [arguments])
-            if kind == "_rebuild_parameter_with_state":
-                _check_attributes(arguments[3])
-                return _Node("tensor", [arguments])
-            if kind == "torch._tensor._rebuild_from_type_v2":
-                function, made, arguments, state = arguments
-                if made not in self.own and made not in ("torch.Tensor", "torch.nn.parameter.Parameter"):
-                    raise pickle.UnpicklingError(f"a tensor of {made}")
-                if made not in self.own:
-                    _check_attributes(state)
-                return _Node("tensor", [self._call(opcode, function, arguments), state])
-            if kind in ("torch.device", "torch.serialization._get_layout", "builtins.complex", "torch.Size"):
-                return _Node("value", [arguments])
-            if kind in ("builtins.bytearray", "_codecs.encode"):
-                encoded = len(arguments) == 1 and isinstance(arguments[0], _Node) and arguments[0].kind == "bytes"
-                if not arguments or encoded or (isinstance(arguments[0], str) and arguments[1] in _LATIN):
-                    return _Node("bytes", [arguments])
-            elif kind in ("collections.OrderedDict", "collections.Counter"):
-                if not arguments or (kind.endswith("Counter") and arguments[0].kind == "dict"):
-                    return _Node("dict", list(arguments))
-            elif kind == "builtins.set":
-                for key in arguments[0].children if arguments else ():
-                    _check_key(key)
-                return _Node("set", list(arguments))
+        kind = function.removeprefix("torch._utils.")
+        if opcode == "REDUCE" and (node := self._tensor(kind, arguments) or _plain(kind, arguments)):
+            return node
         if kind.startswith(("_rebuild_", "torch._tensor._rebuild_")):
-            raise RefusedError(f"{kind.rpartition('.')[2]} makes no plain tensor")
-        raise pickle.UnpicklingError(f"a call of {function}")
+            raise HostileError(f"{kind.rpartition('.')[2]} makes no plain tensor")
+        raise _code(function)
 
-    def _build(self, target: Any, state: Any) -> None:
-        """Attributes of an object: a state dict has `_metadata`."""
-        if not isinstance(target, _Node) or target.kind not in ("dict", "own"):
-            raise pickle.UnpicklingError("attributes of what has none")
-        if target.kind == "dict" and (not isinstance(state, _Node) or state.children[::2] != ["_metadata"]):
-            raise RefusedError("a dictionary has attributes")
-        target.children.append(state)
+    def _tensor(self, kind: str, arguments: tuple[Any, ...]) -> _Node | None:
+        if kind in ("_rebuild_tensor_v2", "_rebuild_tensor_v3"):
+            storage, offset, size, stride = arguments[:4]
+            width = _width(arguments[6]) if kind == "_rebuild_tensor_v3" else storage.children[1]
+            self.expanded += max(_bytes_of_view(storage, offset, size, stride, width) - storage.children[0], 0)
+            return _Node("tensor", list(arguments[5:]))
+        if kind == "torch._tensor._rebuild_from_type_v2":
+            function, made, arguments, state = arguments
+            if made not in self.own:
+                if made not in _TENSORS:
+                    raise _code(made)
+                _check_attributes(state)
+            return _Node("tensor", [self._call("REDUCE", function, arguments), state])
+        if kind == "_rebuild_parameter_with_state":
+            _check_attributes(arguments[3])
+        elif kind not in ("_rebuild_parameter", "_rebuild_sparse_tensor"):
+            return None
+        return _Node("tensor", [arguments])
+
+
+def _popped(stack: list[Any], count: int) -> list[Any]:
+    items = stack[-count:]
+    del stack[-count:]
+    return items
+
+
+def _plain(kind: str, arguments: tuple[Any, ...]) -> _Node | None:
+    """An object that is no tensor; None if `torch.load` would make it from other arguments, or not at all."""
+    first = arguments[0] if arguments else None
+    if kind in _PLAIN:
+        return _Node("value", [arguments])
+    if kind in ("builtins.bytearray", "_codecs.encode"):
+        is_bytes = len(arguments) == 1 and isinstance(first, _Node) and first.kind == "bytes"
+        is_text = isinstance(first, str) and arguments[1] in ("latin1", "latin-1")
+        return _Node("bytes", [arguments]) if not arguments or is_bytes or is_text else None
+    if kind == "collections.OrderedDict" and not arguments:
+        return _Node("dict", [])
+    if kind == "collections.Counter" and (first is None or first.kind == "dict"):
+        return _Node("dict", list(arguments))
+    if kind == "builtins.set":
+        for key in first.children if first else ():
+            _check_key(key)
+        return _Node("set", list(arguments))
+    return None
+
+
+def _code(what: Any) -> HostileError:
+    return HostileError(f"it is more than tensors and plain data: to unpickle it would run {str(what)[:100]!r}")
+
+
+def _build(target: Any, state: Any) -> None:
+    """Attributes of an object: a state dict has `_metadata`."""
+    if not isinstance(target, _Node) or target.kind not in ("dict", "own"):
+        raise HostileError("a value has attributes")
+    if target.kind == "dict" and (not isinstance(state, _Node) or state.children[::2] != ["_metadata"]):
+        raise HostileError("a dictionary has attributes")
+    target.children.append(state)
 
 
 def _fill(target: Any, kind: str, items: list[Any]) -> None:
@@ -199,38 +208,32 @@ def _fill(target: Any, kind: str, items: list[Any]) -> None:
 
 def _check_key(key: Any) -> None:
     """Limit the size of keys: nested tuples are hashed as trees, tensors by identity."""
-    waiting, size = [key], 1
-    while waiting:
-        part = waiting.pop()
+    parts = [key]
+    for part in parts:  # which grows
         if isinstance(part, _Node) and part.kind not in ("value", "bytes"):
-            raise RefusedError("a key is neither plain nor a tuple")
-        parts = _children(part)
-        size += len(parts)
-        if size > LARGEST_KEY:
-            raise RefusedError(f"a key is a tuple of more than {LARGEST_KEY} values")
-        waiting += parts
+            raise HostileError("a key is neither plain nor a tuple")
+        parts += _children(part)
+        if len(parts) > LARGEST_KEY:
+            raise HostileError(f"a key is a tuple of more than {LARGEST_KEY} values")
 
 
 def _check_attributes(state: Any) -> None:
     """Refuse attributes that replace those of every tensor, such as `data`."""
-    if not isinstance(state, _Node) or state.kind != "dict":
-        raise HostileError("the attributes of a tensor are not a dictionary")
-    for name in state.children[::2]:
+    for name in state.children[::2] if state.kind == "dict" else [state]:
         if not isinstance(name, str) or hasattr(torch.nn.Parameter, name):
-            raise RefusedError(f"a tensor has {str(name)[:50]!r} set")
+            raise HostileError(f"a tensor has {str(name)[:50]!r} set")
 
 
 def _bytes_of_view(storage: Any, offset: Any, size: Any, stride: Any, width: int) -> int:
-    if not isinstance(size, tuple) or not isinstance(stride, tuple) or len(size) > MOST_DIMENSIONS:
-        raise HostileError("a tensor is not described as one")
     numbers = [offset, *size, *stride]
-    if storage.kind != "storage" or len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers):
+    whole = len(size) == len(stride) <= MOST_DIMENSIONS and all(type(n) is int and n >= 0 for n in numbers)
+    if storage.kind != "storage" or not whole:
         raise HostileError("a tensor is not described as one")
     elements = prod(size)
     reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if elements else 0
     if reach * width > storage.children[0] or max(numbers) >= 2**62:
         raise HostileError(f"a tensor of shape {str(size)[:100]} does not fit in its storage")
-    return elements * width
+    return int(elements * width)
 
 
 def _width(name: str) -> int:
@@ -248,26 +251,19 @@ def _name(entry: Any) -> str:
     return entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
 
 
-def _check_tree(root: Any, most: int) -> None:
-    """Refuse objects that contain themselves, are nested deeply, or are large when traversed as a tree."""
-    measured: dict[int, tuple[int, int]] = {}  # number of values and levels by identity; (0, 0) while in progress
-    path: list[tuple[Any, Iterator[Any]]] = [(root, iter(_children(root)))]
-    while path:
-        value, rest = path[-1]
-        child = next((c for c in rest if isinstance(c, _Node | tuple) and measured.get(id(c), (0, 0)) == (0, 0)), None)
-        if child is not None:
-            if id(child) in measured or len(path) > DEEPEST:
-                raise RefusedError(f"its values lie more than {DEEPEST} levels deep, or hold themselves")
-            measured[id(child)] = (0, 0)
-            path.append((child, iter(_children(child))))
-            continue
-        path.pop()
-        sizes = [measured.get(id(c), (1, 1)) if isinstance(c, _Node | tuple) else (1, 1) for c in _children(value)]
-        total, levels = 1 + sum(s for s, _ in sizes), 1 + max((d for _, d in sizes), default=0)
-        if total > most or levels > DEEPEST:
-            bound = f"more than {most:,} values" if total > most else f"values more than {DEEPEST} levels deep"
-            raise RefusedError(f"it holds {bound}, by references to the same ones")
-        measured[id(value)] = (total, levels)
+def _measure(value: Any, most: int, sizes: dict[int, tuple[int, int]], depth: int = 1) -> tuple[int, int]:
+    """The number of values and of levels in a tree, in which shared values count each time."""
+    if not isinstance(value, _Node | tuple):
+        return 1, 1
+    if depth + sizes.get(id(value), (0, 0))[1] > DEEPEST:
+        raise HostileError(f"its values lie more than {DEEPEST} levels deep, or hold themselves")
+    if id(value) not in sizes:
+        parts = [_measure(child, most, sizes, depth + 1) for child in _children(value)]
+        sizes[id(value)] = 1 + sum(part[0] for part in parts), 1 + max((part[1] for part in parts), default=0)
+    count, levels = sizes[id(value)]
+    if count > most:
+        raise HostileError(f"it holds more than {most:,} values, by references to the same ones")
+    return count, levels
 
 
 def _children(value: Any) -> Any:

@@ -52,12 +52,16 @@ def write_program(
     Raises:
         UserError: A package is missing, or an operator cannot be exported.
     """
+    shapes = {name: {0: torch.export.Dim("inputs", min=fewest, max=MOST)} for name in example}
+    inputs, metadata = tuple(example.values()), json.dumps(about)
     content, reasons = b"", list[Exception]()
     # Exporters print the whole graph when they fail.
     with silence(*EXPORTERS), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
         for make in makers:
             try:
-                content = _content(path, make(), example, json.dumps(about), fewest, outputs)
+                program = torch.export.export(make(), inputs, dynamic_shapes=shapes, strict=False)
+                is_pt2 = path.suffix == ".pt2"
+                content = _pt2(program, metadata) if is_pt2 else _onnx(program, inputs, metadata, outputs)
                 break
             except UserError:
                 raise
@@ -67,68 +71,42 @@ def write_program(
         first: BaseException = reasons[0]
         while first.__cause__ is not None:  # the exporter to ONNX names the operator in the first of several errors
             first = first.__cause__
-        reason = reason_of(first, 200)
         other = "; give a file that ends in .pt2" if path.suffix == ".onnx" else ""
-        raise UserError(f"{path}: {name} cannot be exported: {reason}{other}") from reasons[0]
+        raise UserError(f"{path}: {name} cannot be exported: {reason_of(first, 200)}{other}") from reasons[0]
     with replacing(path, "wb") as out:
         out.write(content)
 
 
-def _content(
-    path: Path,
-    model: nn.Module,
-    example: Mapping[str, Tensor],
-    about: str,
-    fewest: int,
-    outputs: Sequence[str] | None,
-) -> bytes:
-    count = torch.export.Dim("inputs", min=fewest, max=MOST)
-    shapes = {name: {0: count} for name in example}
-    tensors = tuple(example.values())
-    program = torch.export.export(model, tensors, dynamic_shapes=shapes, strict=False)
-    return _pt2(program, about) if path.suffix == ".pt2" else _onnx(program, tensors, about, outputs)
-
-
-def served_dtypes(input_shape: Sequence[int], input_dtype: str) -> list[torch.dtype]:
-    """The input dtypes that can be exported, the most useful one first.
-
-    Args:
-        input_shape: Shape of one input.
-        input_dtype: Dtype of the stored inputs, such as "uint8"; "" if unknown.
-    """
-    if are_ids(input_shape, input_dtype):
-        return [torch.int64]
-    return [torch.float32, torch.uint8] if len(input_shape) == IMAGE_DIMS else [torch.float32]
-
-
-def chosen_dtype(dtype: torch.dtype | None, served: Sequence[torch.dtype]) -> torch.dtype:
-    """The requested dtype, or the first one by default.
+def exported_dtype(dtype: torch.dtype | None, input_shape: Sequence[int], input_dtype: str) -> torch.dtype:
+    """The requested dtype, or by default the most useful one for inputs of this shape and stored dtype ("": unknown).
 
     Raises:
         UserError: The requested dtype cannot be exported.
     """
-    if dtype is not None and dtype not in served:
-        raise UserError(f"dtype: {' or '.join(map(str, served))} inputs can be exported, got {dtype}")
-    return served[0] if dtype is None else dtype
+    dtypes = [torch.float32, torch.uint8] if len(input_shape) == IMAGE_DIMS else [torch.float32]
+    dtypes = [torch.int64] if are_ids(input_shape, input_dtype) else dtypes
+    if dtype is not None and dtype not in dtypes:
+        raise UserError(f"dtype: {' or '.join(map(str, dtypes))} inputs can be exported, got {dtype}")
+    return dtypes[0] if dtype is None else dtype
 
 
-def image_steps(input_shape: Sequence[int], dtype: torch.dtype, invert: bool = False) -> tuple[list[str], list[str]]:
-    """Steps of image processing that the user does before the function, as in `read_images`, and steps inside it."""
-    if len(input_shape) != IMAGE_DIMS or dtype == torch.int64:
-        return [], []
-    channels, height, width = input_shape
+def input_facts(input_shape: Sequence[int], dtype: torch.dtype, invert: bool = False) -> dict[str, Any]:
+    """Metadata of the inputs: image processing before the function, as in `read_images`, and within it."""
     before: list[str] = []
     within: list[str] = []
-    if channels in (1, 3) and height == width:
-        before = [
-            "decode the file and turn it upright by its EXIF orientation",
-            "show transparent pixels on white",
-            "convert it to grey: 0.299 R + 0.587 G + 0.114 B" if channels == 1 else "convert it to RGB",
-            f"resize it to {width} x {height} pixels by Pillow's LANCZOS, whatever its proportions, in 8 bits",
-            "lay it out channels first",
-        ]
-    (within if dtype == torch.uint8 else before).append("divide by 255")
-    return before, within + (["turn dark into light: 1 - x"] if invert else [])
+    if len(input_shape) == IMAGE_DIMS and dtype != torch.int64:
+        channels, height, width = input_shape
+        if channels in (1, 3) and height == width:
+            before = [
+                "decode the file and turn it upright by its EXIF orientation",
+                "show transparent pixels on white",
+                "convert it to grey: 0.299 R + 0.587 G + 0.114 B" if channels == 1 else "convert it to RGB",
+                f"resize it to {width} x {height} pixels by Pillow's LANCZOS, whatever its proportions, in 8 bits",
+                "lay it out channels first",
+            ]
+        (within if dtype == torch.uint8 else before).append("divide by 255")
+        within += ["turn dark into light: 1 - x"] if invert else []
+    return {"input_shape": list(input_shape), "input": INPUTS[dtype], "before": before, "within": within}
 
 
 def _pt2(program: Any, about: str) -> bytes:

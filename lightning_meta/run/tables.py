@@ -43,20 +43,21 @@ def read_table(file: Path, required: Sequence[str] = (), rows: int | None = None
     Raises:
         UserError: The file cannot be read, is not text, lacks a column, has too few rows, or an incomplete row.
     """
-    columns, table, torn = _read(file, rows)
-    if missing := [name for name in required if name not in columns]:
-        present = some_of(columns, 6)[:200] or "nothing"
-        raise UserError(f"{file} is damaged: it has no column {missing[0]!r}, only {present}")
-    for number, row in enumerate(table, 1):
-        if len(row) != len(columns):
-            raise UserError(
-                f"{file} is damaged: row {number} has {len(row)} values, and there are {len(columns)} columns"
-            )
-    if rows is not None and len(table) < rows:
-        raise UserError(f"{file} is damaged: it has {len(table)} rows, and {rows} were written")
-    if torn:
+    try:
+        text = read_bytes(file, LARGEST_TABLE).decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror})") from error
+    whole = text[: text.rfind("\n") + 1]
+    reader = csv.reader(io.StringIO(whole, newline=""), strict=True)
+    try:
+        columns, table = next(reader, []), list(islice(reader, rows))
+    except csv.Error as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    if wrong := _wrong(columns, table, required, rows, [text] if not whole else []):
+        raise UserError(f"{file} is damaged: {wrong}")
+    if whole != text and (rows is None or len(table) < rows):
         _log.warning("%s: the last row is not whole, and is left out", file)
-    return columns, table
+    return list(map(as_text, columns)), [list(map(as_text, row)) for row in table]
 
 
 def read_columns(file: Path, required: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -77,27 +78,17 @@ def numbers_of(file: Path, column: str, values: Sequence[str]) -> list[float]:
         raise UserError(f"{file} is damaged, in column {column!r}: {reason_of(error, 100)}") from error
 
 
-def _read(file: Path, rows: int | None) -> tuple[list[str], list[list[str]], bool]:
-    try:
-        text = read_bytes(file, LARGEST_TABLE).decode("utf-8", "surrogateescape")
-    except FileNotFoundError as error:
-        raise UserError(f"{file} is missing") from error
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror})") from error
-    whole = text[: text.rfind("\n") + 1]
-    if text and not whole and _is_binary(text):
-        raise UserError(f"{file} is damaged: it is not a text file")
-    try:
-        reader = csv.reader(io.StringIO(whole, newline=""), strict=True)
-        columns, table = next(reader, []), list(islice(reader, rows))
-    except csv.Error as error:
-        raise UserError(f"{file} is damaged: {error}") from error
-    if any(_is_binary(cell) for row in (columns, *table) for cell in row):
-        raise UserError(f"{file} is damaged: it is not a text file")
+def _wrong(
+    columns: list[str], table: list[list[str]], required: Sequence[str], rows: int | None, torn: list[str]
+) -> str | None:
+    if any(_BINARY.search(cell) for row in (columns, *table, torn) for cell in row):
+        return "it is not a text file"
     if len(set(columns)) < len(columns):
-        raise UserError(f"{file} is damaged: two of its columns have one name")
-    return columns, [list(map(as_text, row)) for row in table], whole != text and (rows is None or len(table) < rows)
-
-
-def _is_binary(cell: str) -> bool:
-    return bool(_BINARY.search(cell))
+        return "two of its columns have one name"
+    names = list(map(as_text, columns))
+    if missing := [name for name in required if name not in names]:
+        return f"it has no column {missing[0]!r}, only {some_of(names, 6)[:200] or 'nothing'}"
+    for number, row in enumerate(table, 1):
+        if len(row) != len(columns):
+            return f"row {number} has {len(row)} values, and there are {len(columns)} columns"
+    return f"it has {len(table)} rows, and {rows} were written" if rows and len(table) < rows else None

@@ -31,11 +31,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stopped(SIGTERMException):
-    """A signal stopped the run.
-
-    Args:
-        number: Number of the signal.
-    """
+    """The signal with this number stopped the run."""
 
     def __init__(self, number: int) -> None:
         super().__init__(status_of(number))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -31,18 +32,9 @@ _log = logging.getLogger("lightning_meta.wandb")
 class WandbRunLogger(WandbLogger):
     """A `WandbLogger` that continues offline if W&B cannot be reached, and waits for it only for a limited time.
 
-    The command line uses it in place of `WandbLogger`, with the same arguments. At the end of a run it waits up to
+    A run uses it in place of `WandbLogger`, with the same arguments. At the end of a run it waits up to
     `WANDB_FINISH_TIMEOUT` seconds (0: without limit) for the upload to finish.
-
-    Args:
-        **options: Arguments of `lightning.pytorch.loggers.WandbLogger`.
     """
-
-    def __init__(self, **options: Any) -> None:
-        try:
-            super().__init__(**options)
-        except ModuleNotFoundError as error:
-            raise UserError("trainer.logger: wandb is not installed; pip install 'lightning_meta[wandb]'") from error
 
     @property
     @rank_zero_experiment
@@ -73,12 +65,7 @@ class WandbRunLogger(WandbLogger):
 
     @rank_zero_only
     def log_run(self, directory: Path, summary: Mapping[str, Any]) -> None:
-        """Upload a finished run directory: results, figures, scores of the tasks, and the best checkpoint.
-
-        Args:
-            directory: The run directory.
-            summary: The results by name.
-        """
+        """Upload a finished run directory: results, figures, scores of the tasks, and the best checkpoint."""
         import wandb
         from wandb.errors import CommError
 
@@ -105,10 +92,7 @@ class WandbRunLogger(WandbLogger):
 
     @rank_zero_only
     def close(self, status: int) -> None:
-        """Finish the W&B run, so that another one can start in this process.
-
-        Args:
-            status: Exit status, 0 for success.
+        """Finish the W&B run with an exit status, so that another one can start in this process.
 
         Raises:
             Interrupted: Ctrl-C was pressed.
@@ -125,49 +109,31 @@ class WandbRunLogger(WandbLogger):
                 raise Interrupted from None
 
 
-def continued(options: dict[str, Any], run: RunLogger) -> dict[str, Any]:
-    """Complete the logger's arguments for a run directory: the folder, id and name of its W&B run.
-
-    Args:
-        options: The configured arguments, which take precedence.
-        run: The run; on rank 0 its directory stores the id of the W&B run.
-    """
-    if run.save_dir is None:  # another rank, which logs nothing
-        return options
-    made: dict[str, Any] = {}
-    if options.get("save_dir"):
-        # A relative path would be relative to the folder where wandb's service started.
-        made["save_dir"] = str(Path(options["save_dir"]).absolute())
-    if options.get("id") is None and options.get("version") is None:
-        made["id"] = _run_id(run.directory)
-    if options.get("project") is None and "WANDB_PROJECT" not in os.environ:
-        made["project"] = PROJECT
-    if options.get("name") is None and not {"WANDB_NAME", "WANDB_SWEEP_ID"} & os.environ.keys():
-        made["name"] = f"{run.name}/{run.version}"
-    chosen = any(options.get(name) for name in ("resume", "resume_from", "fork_from")) or "WANDB_RESUME" in os.environ
-    if not chosen:
-        made["resume"] = "allow"  # Lightning's default, which the parser's None would replace
-    return {**options, **made}
-
-
 def belonging_to(run: RunLogger, logger: Logger) -> Logger:
     """Replace a `WandbLogger` that has not started by one for the W&B run of a run directory.
 
     Args:
-        run: The run.
+        run: The run; on rank 0 its directory stores the id of the W&B run.
         logger: The user's logger, whose arguments take precedence; loggers of other classes are returned as they are.
     """
-    if type(logger) is not WandbLogger or logger._experiment is not None:
+    if type(logger) is not WandbLogger or logger._experiment is not None or run.save_dir is None:
         return logger
     options = dict(logger._wandb_init)  # Lightning's logger has no public way to ask for its arguments
     folder = options.pop("dir")
-    options["save_dir"] = run.save_dir if folder in (None, "", ".") else folder
+    # A relative path would be relative to the folder where wandb's service started.
+    options["save_dir"] = str(Path(run.save_dir if folder in (None, "", ".") else folder).absolute())
     options["anonymous"] = bool(options["anonymous"]) or None
+    options["id"] = options["id"] or _run_id(run.directory)
     if options["project"] == "lightning_logs":  # Lightning's default
-        options["project"] = None
+        options["project"] = PROJECT
+    if options["name"] is None and not {"WANDB_NAME", "WANDB_SWEEP_ID"} & os.environ.keys():
+        options["name"] = f"{run.name}/{run.version}"
+    if options["resume"] in (None, "allow"):  # the default of the command's parser, and of Lightning
+        chosen = options.get("resume_from") or options.get("fork_from") or "WANDB_RESUME" in os.environ
+        options["resume"] = None if chosen else "allow"
     for name in ("offline", "log_model", "prefix", "checkpoint_name"):
         options[name] = getattr(logger, f"_{name}")
-    return WandbRunLogger(**continued({**options, "add_file_policy": logger.add_file_policy}, run))
+    return WandbRunLogger(**options, add_file_policy=logger.add_file_policy)
 
 
 def _run_id(directory: Path) -> str:
@@ -200,11 +166,8 @@ def _ending_in_time(options: Any) -> Any:
 
 def _typed(row: list[str], name: int) -> list[Any]:
     """Convert cells to numbers, except for the name of the task, which is column `name`."""
-
-    def value(text: str) -> Any:
-        try:
-            return float(text)
-        except ValueError:
-            return text
-
-    return [text if i == name else value(text) for i, text in enumerate(row)]
+    values: list[Any] = list(row)
+    for i, text in enumerate(row):
+        with contextlib.suppress(ValueError):
+            values[i] = text if i == name else float(text)
+    return values

@@ -12,18 +12,14 @@ from lightning_meta.specifications import marked
 
 
 def written(value: Any) -> Any:
-    """Convert an argument to plain data as the parser writes it.
+    """Convert a value that `describe` accepts to plain data as the parser writes it.
+
+    A class or a function is its path, a member of an enumeration its name. A `functools.partial` of anything but an
+    optimiser or a schedule is `{"instance": <its function>}`, as the parser cannot create it.
 
     >>> import torch
     >>> written({"act": torch.nn.ReLU, "lr": 0.1})
     {'act': 'torch.nn.ReLU', 'lr': 0.1}
-
-    Args:
-        value: A value that `describe` accepts.
-
-    Returns:
-        Plain data: a class or a function is its path, a member of an enumeration its name. A `functools.partial` of
-        anything but an optimiser or a schedule is `{"instance": <its function>}`, as the parser cannot create it.
     """
     return _in_words(describe(value))
 

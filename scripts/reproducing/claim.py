@@ -14,7 +14,7 @@ from lightning_meta.errors import UserError
 class Claim:
     """Context manager that tries to lock a run; `held` is whether this process has the lock.
 
-    It is the kind of lock that a run directory has (`lightning_meta.run.hold`), on a descriptor of our own: child
+    It is the kind of lock that a run directory has (`lightning_meta.run.directory`), on a descriptor of our own: child
     processes inherit it, and the operating system releases it when all of them have ended. So a training whose parent
     was killed continues, and keeps the lock until it ends. Nothing waits for the lock.
 

@@ -21,7 +21,7 @@ import torch
 from lightning_meta.data.files import data_folder
 from lightning_meta.errors import UserError
 from lightning_meta.run.files import replacing
-from lightning_meta.run.revision import git_revision
+from lightning_meta.run.results import git_revision
 from reproducing.claim import Claim
 from reproducing.page import table, versions_of
 from reproducing.planning import duration

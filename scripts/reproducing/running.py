@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from lightning_meta.run.logger import versions
+from lightning_meta.run.directory import versions
 from lightning_meta.signals import handling
 from reproducing.claim import Claim
 from reproducing.rows import ROOT, Device

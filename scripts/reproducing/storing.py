@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning_meta.errors import UserError
 from lightning_meta.run import read_checkpoint
+from lightning_meta.run.directory import versions
 from lightning_meta.run.files import replacing
-from lightning_meta.run.logger import versions
 from reproducing.rows import Figure, Row
 
 NOTE = "reproduce.json"

@@ -23,7 +23,7 @@ from lightning_meta.data import cache as cache_file
 from lightning_meta.data.hashes import HashedParts, of_pools, of_sets
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet
-from lightning_meta.run import RunRecord
+from lightning_meta.run import RunCheckpoint, RunRecord
 from lightning_meta.run.results import facts
 from lightning_meta.sources import glyphs, parkinsons, table
 from tests.multitask.toys import Toys
@@ -109,7 +109,7 @@ def whole_run(data: LightningDataModule, features: int, folder: Path) -> tuple[s
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[RunRecord({}, False, 0.0), kept],
+        callbacks=[RunRecord("{}", False, 0.0), RunCheckpoint(None), kept],
         default_root_dir=folder,
     )
     runs.fit(module, datamodule=data)

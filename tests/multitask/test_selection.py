@@ -24,7 +24,7 @@ from lightning_meta.multitask.selection import BestSoFar
 from lightning_meta.multitask.tables import mean_of_known
 from lightning_meta.nn import MLP
 from lightning_meta.run import RunCheckpoint
-from lightning_meta.run.best import BestScore
+from lightning_meta.run.monitors import BestScore
 from lightning_meta.run.tables import read_table
 from lightning_meta.tasks import Regression
 from tests.multitask.toys import Toys

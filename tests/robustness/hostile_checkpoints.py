@@ -105,14 +105,14 @@ VALUES: dict[str, Case] = {
 
 
 CALLS: dict[str, Case] = {
-    "bytes by number": ("loops", lambda: Calls(bytearray, 2**40), "is refused because unpickling runs code"),
-    "a tensor by number": ("loops", lambda: Calls(torch.Tensor, 2**40), "is refused because unpickling runs code"),
+    "bytes by number": ("loops", lambda: Calls(bytearray, 2**40), "to unpickle it would run"),
+    "a tensor by number": ("loops", lambda: Calls(torch.Tensor, 2**40), "to unpickle it would run"),
     "a counter of tuples": (
         "loops",
         lambda: Calls(__import__("collections").Counter, [((1, 2), 3)]),
-        "unpickling runs code",
+        "to unpickle it would run",
     ),
-    "a codec": ("loops", lambda: Calls(__import__("_codecs").encode, "a" * 99, "idna"), "unpickling runs code"),
+    "a codec": ("loops", lambda: Calls(__import__("_codecs").encode, "a" * 99, "idna"), "to unpickle it would run"),
 }
 
 
@@ -192,7 +192,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "the same name twice": (twice, "two of its records have the same name"),
     "bytes before it": (behind_another, "its table of contents is not where it says"),
     "deep lists": (deep, "levels deep, or hold themselves"),
-    "torchscript": (torchscript, "is refused because unpickling runs code"),
+    "torchscript": (torchscript, "is refused: it is a program of TorchScript"),
     "no end": (_record("data.pkl", b"\x80\x02}"), "is not a checkpoint, or is damaged"),
     "an empty pickle": (_record("data.pkl", b""), "is not a checkpoint, or is damaged"),
     "a protocol of today": (_record("data.pkl", b"\x80\x04}."), "is not a Lightning checkpoint"),

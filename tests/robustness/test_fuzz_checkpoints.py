@@ -263,6 +263,13 @@ def test_a_state_that_no_run_was_in(kind: str, run: Path, tmp_path: Path, capsys
         assert (tmp_path / "runs" / "toy" / "0" / "metrics.csv").read_text() == (run / "metrics.csv").read_text()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_end_of_data_without_a_length_is_sound(run: Path, tmp_path: Path) -> None:
+    whole = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    endless = changed(whole, lambda s: s["quiet_moment"].update(batches_of_ended_epoch=float("inf")))
+    assert resumed(run, tmp_path / "runs", endless) == 0
+
+
 def failure(schedule: Any) -> Exception:
     with pytest.raises((ZeroDivisionError, ValueError)) as caught:
         [schedule.step() for _ in range(9)]

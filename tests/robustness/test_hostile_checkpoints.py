@@ -20,7 +20,7 @@ from lightning_meta.describing import describe
 from lightning_meta.errors import UserError
 from lightning_meta.meta import ProtoNet
 from lightning_meta.nn import MLP
-from lightning_meta.run import AtomicCheckpointIO, checksums, read_checkpoint
+from lightning_meta.run import AtomicCheckpointIO, intact, read_checkpoint
 from lightning_meta.run.outline import check_outline
 from lightning_meta.tasks import EpisodeSpec
 from tests.robustness.hostile_checkpoints import CALLS, FILES, NETWORKS, PLACES, VALUES, content, rewritten, saved
@@ -151,7 +151,7 @@ def test_a_file_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read_checkpoint("a.ckpt")
     read_checkpoint("a.ckpt")
     assert calls == ["checksums", "outline"] * 2  # it may change again within the same tick of the clock
-    monkeypatch.setattr(checksums, "SETTLED", -(10**9))
+    monkeypatch.setattr(intact, "SETTLED", -(10**9))
     read_checkpoint("a.ckpt")
     read_checkpoint("a.ckpt")
     assert calls == ["checksums", "outline"] * 3

@@ -193,14 +193,14 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "a table for a checkpoint": ([*M, "--ckpt_path=houses.csv"], ("houses.csv is not a checkpoint",)),
     "a metric that stopping follows": (
         [*M, "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/acuracy"],
-        ("--trainer.callbacks: EarlyStopping: monitor 'val/acuracy' is not logged", "logged: val/loss, val/mse"),
+        ("--trainer.callbacks: EarlyStopping: 'val/acuracy' is not logged", "logged metrics: val/loss, val/mse"),
     ),
     "a metric that a schedule follows": (
         [
             *(*M, "--model.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau"),
             *("--model.lr_scheduler.monitor=val/los", "--trainer.max_epochs=2"),
         ],
-        ("--model.lr_scheduler: monitor 'val/los' is not logged", "logged: val/loss, val/mse"),
+        ("--model.lr_scheduler: 'val/los' is not logged", "logged metrics: val/loss, val/mse"),
     ),
     # Data
     "a wrong folder": ([*I, "--data.source.root=nowhere"], ("--data.source.root=nowhere: there is no such folder",)),

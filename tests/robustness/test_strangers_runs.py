@@ -26,7 +26,7 @@ from lightning_meta.reading import refuse_links_out
 from lightning_meta.report.transfer import compare
 from lightning_meta.run import AtomicCheckpointIO
 from lightning_meta.run.directory import run_directory_of
-from lightning_meta.run.revision import git_revision
+from lightning_meta.run.results import git_revision
 from lightning_meta.tasks import EpisodeSpec
 from tests.report.test_transfer_refusals import TASKS
 from tests.report.transfer_runs import write_run

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lightning_meta.cli import main
 from lightning_meta.modes import Mode
 from lightning_meta.run import read_checkpoint
-from lightning_meta.run.best import BestScore
+from lightning_meta.run.monitors import BestScore
 from tests.run.scripted import OPTIONS
 
 VALUES = st.sampled_from([math.nan, math.inf, -math.inf, -1.0, 0.0, 0.5, 1.0])
@@ -39,12 +39,6 @@ def test_the_best_of_any_validations(pairs: list[tuple[float, float]], mode: Mod
 
     assert chosen == min(usable, key=rank, default=None)
     assert best.validations == len(pairs)
-
-
-def test_a_nan_that_an_earlier_version_stored_is_not_the_best() -> None:
-    best = BestScore("max")
-    best.load_state_dict({"best_score": math.nan})
-    assert best.take(0.1)
 
 
 def fit(folder: Path, validations: int, *options: str) -> tuple[int, Path]:

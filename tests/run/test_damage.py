@@ -19,7 +19,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.report import write_figures
 from lightning_meta.run import AtomicCheckpointIO, read_checkpoint
-from lightning_meta.run.checksums import damage
+from lightning_meta.run.intact import damage
 from tests.run.test_resume import MODEL, SCHEDULES, fingerprint, plain, run_in
 
 OPTIONS = [*SCHEDULES["apart"], "--trainer.max_steps=23", "--trainer.log_every_n_steps=1"]

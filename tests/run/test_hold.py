@@ -15,15 +15,15 @@ import pytest
 
 from lightning_meta.errors import UserError
 from lightning_meta.run import RunLogger
-from lightning_meta.run.hold import Hold
+from lightning_meta.run.directory import lock_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs file locks")
 
 HOLD = """
 import sys, time, os
 from pathlib import Path
-from lightning_meta.run.hold import Hold
-held = Hold(Path(sys.argv[1]))
+from lightning_meta.run.directory import lock_run
+held = lock_run(Path(sys.argv[1]))
 child = os.fork()  # as a loader's worker
 print(f"{'held' if child else 'forked'} {child}\\n", end="", flush=True)  # in one piece, as both write
 time.sleep(1800)  # until the test ends it
@@ -49,32 +49,32 @@ def test_a_second_process_is_refused_until_the_first_is_gone(
 ) -> None:
     process, child = holder
     with pytest.raises(UserError, match=r"another process is training this run, or has it open; wait for its end"):
-        Hold(tmp_path)
+        lock_run(tmp_path)
     process.kill()
     process.wait()
     os.kill(child, 0)  # its worker is still there, and holds nothing
-    Hold(tmp_path).release()
+    lock_run(tmp_path).release()
     assert [file.name for file in tmp_path.iterdir()] == ["run.lock"]
 
 
 def test_a_new_run_is_held_from_its_first_moment_and_let_go(tmp_path: Path) -> None:
     logger = RunLogger(tmp_path, "run", exclusive=True)
     with pytest.raises(UserError, match="another process"):
-        Hold(logger.directory)
+        lock_run(logger.directory)
     logger.release()
     again = RunLogger(tmp_path, "run", 0, exclusive=True)
     again.hold()
     for copied in (copy.deepcopy(again), pickle.loads(pickle.dumps(again))):
         del copied
     with pytest.raises(UserError, match="another process"):
-        Hold(logger.directory)
+        lock_run(logger.directory)
     again.discard()  # it is not new, and stays
-    Hold(logger.directory).release()
+    lock_run(logger.directory).release()
 
 
 def test_a_logger_outside_of_fit_holds_nothing(tmp_path: Path) -> None:
     logger = RunLogger(tmp_path, "run")
-    Hold(logger.directory).release()
+    lock_run(logger.directory).release()
 
 
 def test_a_run_of_one_device_on_a_second_machine_has_its_directory(
@@ -83,16 +83,9 @@ def test_a_run_of_one_device_on_a_second_machine_has_its_directory(
     monkeypatch.setenv("NODE_RANK", "1")  # as a cluster sets it, whatever is run
     logger = RunLogger(tmp_path, "run", exclusive=True)
     assert logger.save_dir == str(tmp_path / "run" / "0")
-    Hold(logger.directory).release()  # the machines of one run do not keep each other out
-
-
-def test_a_lock_is_not_copied(tmp_path: Path) -> None:
-    held = Hold(tmp_path)
-    with pytest.raises(TypeError, match="a lock cannot be copied"):
-        copy.copy(held)
-    held.release()
+    lock_run(logger.directory).release()  # the machines of one run do not keep each other out
 
 
 def test_what_cannot_be_locked_is_not_kept_from_anyone(tmp_path: Path) -> None:
-    Hold(tmp_path / "missing").release()
+    lock_run(tmp_path / "missing").release()
     assert not (tmp_path / "missing").exists()

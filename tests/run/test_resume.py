@@ -91,6 +91,7 @@ def fingerprint(run: Path) -> dict[str, Any]:
     for name in ("best", "last"):
         checkpoint = read_checkpoint(run / "checkpoints" / f"{name}.ckpt")
         checkpoint["quiet_moment"].pop("seconds")
+        checkpoint["lightning_meta_run"].pop("seconds")
         checkpoint["lightning_meta_run"]["options"]["trainer"].pop("callbacks", None)  # some stop the run
         checkpoints[name] = {k: checkpoint[k] for k in checkpoint if k not in ("loops", "callbacks")}
     names = sorted(str(file.relative_to(run)) for file in run.rglob("*"))

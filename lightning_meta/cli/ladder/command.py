@@ -32,7 +32,7 @@ from lightning_meta.cli.unchanged import UnchangedData
 from lightning_meta.errors import UserError
 from lightning_meta.reading import read_yaml
 from lightning_meta.report.transfer import compare
-from lightning_meta.run.names import refuse_name
+from lightning_meta.run.directory import refuse_name
 from lightning_meta.signals import StoppedBySignal, recording
 
 GROUPS = 3

@@ -20,7 +20,7 @@ from lightning_meta.describing import fixed_options
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import import_class
 from lightning_meta.multitask import Grouped, Independent
-from lightning_meta.run.names import refuse_name
+from lightning_meta.run.directory import refuse_name
 from lightning_meta.weightings import Aggregator, Equal, GradientWeighting
 
 KEYS = ("seeds", "baseline", "shared", "model", "tune", "rungs")

@@ -13,8 +13,8 @@ from lightning_meta.errors import UserError
 from lightning_meta.reading import read_yaml
 from lightning_meta.report.transfer.reading import read_results
 from lightning_meta.run.differences import differences
+from lightning_meta.run.directory import versions
 from lightning_meta.run.files import replacing
-from lightning_meta.run.logger import versions
 
 # A single run may be resumed with another budget; in a ladder all runs have the same.
 BUDGET = ("trainer.max_", "trainer.min_")

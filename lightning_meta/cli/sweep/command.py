@@ -24,8 +24,7 @@ from lightning_meta.cli.sweep.study import STALE, SweepRecord, TrialFailedError
 from lightning_meta.cli.threads import using_threads
 from lightning_meta.cli.unchanged import UnchangedData
 from lightning_meta.errors import UserError
-from lightning_meta.run.hold import is_held
-from lightning_meta.run.names import refuse_name
+from lightning_meta.run.directory import is_held, refuse_name
 from lightning_meta.signals import Signals, StoppedBySignal, recording
 
 if TYPE_CHECKING:
