@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
+from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import parse
 from lightning_meta.cli.parsing import add_overwrite, refuse_existing
-from lightning_meta.cli.threads import add_threads
 from lightning_meta.report.transfer import TransferReport, print_report, write_report
 from lightning_meta.report.transfer import compare as compare_runs
 from lightning_meta.report.transfer.writing import FILES, log_report
@@ -31,26 +29,20 @@ def show_report(report: TransferReport, out: Path, wandb_project: str | None) ->
     print(f"written to {out}")
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        prog="lightning-meta compare",
+    parser = Parser(
+        command="compare",
+        usage="lightning-meta compare RUN... --baseline RUN... [options]",
         description="Compare multi-task runs with a baseline, task by task. Runs of the same name are one method, "
         "paired with the baseline by seed.",
-        exit_on_error=False,
-        allow_abbrev=False,
     )
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="A run directory (runs/multi_head/0), or a folder of versions for all of them (runs/multi_head).",
-    )
-    parser.add_argument(
-        "--baseline", nargs="+", action="extend", required=True, metavar="RUN", help="The runs to compare with."
-    )
-    parser.add_argument("--out", default="report", help="Folder of the report.")
+    runs = "A run directory (runs/multi_head/0), or a folder of versions for all of them (runs/multi_head)."
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=runs)
+    baseline = "The runs to compare with."
+    parser.add_argument("--baseline", nargs="+", action="extend", required=True, metavar="RUN", help=baseline)
+    parser.add_argument("--out", default="report", metavar="FOLDER", help="The report; by default report.")
     add_overwrite(parser)
-    parser.add_argument("--wandb_project", type=str | None, help="Log the report to this W&B project as well.")
-    add_threads(parser)
+    project = "Log the report to this W&B project as well."
+    parser.add_argument("--wandb_project", type=str | None, metavar="NAME", help=project)
     return parser

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
+from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import parse
 from lightning_meta.cli.parsing import add_overwrite, refuse_existing
-from lightning_meta.cli.threads import add_threads
 from lightning_meta.report.figures import compare_training
 
 
@@ -20,17 +18,17 @@ def curves(args: Sequence[str]) -> None:
     print(f"written to {compare_training(config.runs, config.out, config.metric)}")
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        prog="lightning-meta curves",
+    parser = Parser(
+        command="curves",
+        usage="lightning-meta curves RUN... [options]",
         description="Draw a metric of several runs against the training step, in one figure.",
-        exit_on_error=False,
-        allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="A run directory, such as runs/protonet_glyphs/0.")
-    parser.add_argument("--metric", type=str, default="val/accuracy", help="Name of the metric in metrics.csv.")
-    parser.add_argument("--out", type=str, default="curves.png", help="File of the figure.")
+    metric = "Name of the metric in metrics.csv; by default val/accuracy."
+    parser.add_argument("--metric", type=str, default="val/accuracy", metavar="NAME", help=metric)
+    figure = "File of the figure; by default curves.png."
+    parser.add_argument("--out", type=str, default="curves.png", metavar="FILE", help=figure)
     add_overwrite(parser)
-    add_threads(parser)
     return parser

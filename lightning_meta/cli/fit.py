@@ -15,7 +15,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_meta.cli.config_text import check_fit_configs
-from lightning_meta.cli.helping import Parser
+from lightning_meta.cli.declared import options_of
+from lightning_meta.cli.helping import Parser, end_of_fit
 from lightning_meta.cli.messages import parse, parsing, passed
 from lightning_meta.cli.options import as_option, as_options, naming_options, places_of
 from lightning_meta.cli.parsing import (
@@ -61,11 +62,10 @@ class MetaCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_kwargs={
-                "prog": "lightning-meta fit",
+                "command": "fit",
+                "usage": "lightning-meta fit --config NAME|FILE [options]",
                 "description": "Train a model, keep its best and last checkpoints, and test the best.",
-                "exit_on_error": False,
-                "allow_abbrev": False,
-                "short_help": "fit",
+                "epilog": end_of_fit(),
             },
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -78,18 +78,21 @@ class MetaCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the run."""
-        parser.add_argument("--name", type=str | None, help="Name of the run; by default the name of the config file.")
-        parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
-        parser.add_argument(
-            "--ckpt_path",
-            type=str | None,
-            help="Checkpoint or run directory to resume; `last` for the newest run of this name.",
-        )
-        parser.add_argument(
-            "--allow_changes",
-            action="store_true",
-            help="Resume even if options that affect the results have changed; they apply from then on.",
-        )
+        assert isinstance(parser, Parser)
+        of_lightning = options_of(parser)
+        of_lightning["config"].metavar = "NAME|FILE"
+        of_lightning["config"].help = "Configuration; `lightning-meta configs` lists the names."
+        of_lightning["seed_everything"].metavar = "N"
+        of_lightning["seed_everything"].help = "Seed of all generators; by default 0."
+        parser.add_help_all()
+        name = "Name of the run; by default the configuration's."
+        parser.add_argument("--name", type=str | None, metavar="NAME", help=name)
+        runs = "Folder of all runs; by default runs."
+        parser.add_argument("--runs", type=str, default="runs", metavar="FOLDER", help=runs)
+        checkpoint = "Resume this run, or the newest run of this name."
+        parser.add_argument("--ckpt_path", type=str | None, metavar="RUN|last", help=checkpoint)
+        changes = "Resume even if options that affect the results have changed; they apply from then on."
+        parser.add_argument("--allow_changes", action="store_true", help=changes)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -9,7 +9,6 @@ from jsonargparse import Namespace
 
 from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.parsing import add_overwrite, refuse_existing
-from lightning_meta.cli.threads import add_threads
 from lightning_meta.cli.trained import add_model_options
 from lightning_meta.data.image_files import refuse_odd_name
 from lightning_meta.errors import UserError
@@ -28,96 +27,40 @@ NOT_TEXT = (".parquet", ".feather", ".xls", ".xlsx", ".ods", ".json", ".npy", ".
 def make_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
-        prog="lightning-meta predict",
-        description="Predict for new rows of a table (--table), with a model of named tasks that was trained on one. "
-        "Or label images (--support) by a few labelled ones of each class; the classes may be new to the model. Images "
-        "are turned upright and resized to the square that the model was trained with, grey or colour as it was, as "
-        "ImageFolder does it, with pixels from 0 to 1. Nothing else is normalised, so light and dark must be as in "
-        "training.",
-        exit_on_error=False,
-        allow_abbrev=False,
-        short_help="predict",
+        command="predict",
+        usage="lightning-meta predict --ckpt_path RUN --table FILE [options]\n"
+        "       lightning-meta predict --ckpt_path RUN --support FOLDER --query FILE...\n"
+        "       lightning-meta predict --ckpt_path RUN [--support FOLDER] --export FILE",
+        description="Predict for new rows of a table, or label images by a few labelled ones of each class; the "
+        "classes may be new to the model.",
     )
     add_model_options(parser)
-    parser.add_argument(
-        "--table",
-        type=str | None,
-        help="A table (.csv, .tsv or .parquet) of new rows with the feature columns of training; other columns are "
-        "ignored. The predictions are written with its separator and decimal mark.",
-    )
-    parser.add_argument(
-        "--keep",
-        type=str,
-        nargs="+",
-        action="extend",
-        metavar="COLUMN",
-        help="Columns of --table, such as IDs, to copy into the predictions, before the predicted columns.",
-    )
-    parser.add_argument(
-        "--delimiter",
-        type=str | None,
-        help="Separator of the columns of a CSV file, such as ';': of --table, by default that of training, or of "
-        "--labels, by default a comma.",
-    )
-    parser.add_argument(
-        "--decimal",
-        type=Literal[".", ","] | None,
-        help="Decimal mark of its numbers; by default that of training.",
-    )
-    parser.add_argument(
-        "--support",
-        type=str | None,
-        help="A folder with a folder of images for each class; with --labels, of images that the table labels.",
-    )
-    parser.add_argument(
-        "--labels",
-        type=str | None,
-        help="A table (.csv, .tsv or .parquet) with the columns file, a path below the folder of --support, and label; "
-        "such as corrected predictions.",
-    )
-    parser.add_argument(
-        "--query",
-        type=str,
-        nargs="+",
-        action="extend",
-        help="Images to label: files, or folders with all that is below them; hidden ones are skipped.",
-    )
-    parser.add_argument(
-        "--out",
-        type=str,
-        default="predictions.csv",
-        help="The predictions, as CSV: a row for each image or row. In a .tsv file, tabs separate the columns.",
-    )
-    parser.add_argument(
-        "--export",
-        type=str | None,
-        help="Also write the learned classifier to FILE.pt2 or FILE.onnx, with a description of how images must be "
-        "prepared. A model of named tasks is written with its reader of table rows, and needs neither --support nor "
-        "--table.",
-    )
+    add = parser.add_argument
+    add("--table", type=str | None, metavar="FILE", help="New rows, with the feature columns of training.")
+    columns = "Columns of --table, such as IDs, to copy into the predictions."
+    add("--keep", type=str, nargs="+", action="extend", metavar="COLUMN", help=columns)
+    separator = "Separator of the columns of a CSV file, --table or --labels, such as ';'."
+    add("--delimiter", type=str | None, metavar="C", help=separator)
+    mark = "Decimal mark of --table; by default that of training."
+    add("--decimal", type=Literal[".", ","] | None, metavar="C", help=mark)
+    add("--support", type=str | None, metavar="FOLDER", help="Labelled images, in a folder for each class.")
+    labels = "A table of their labels (columns file and label), instead of a folder for each class."
+    add("--labels", type=str | None, metavar="FILE", help=labels)
+    queries = "Images to label: files, or folders with images."
+    add("--query", type=str, nargs="+", action="extend", metavar="FILE", help=queries)
+    add("--invert", action="store_true", help="Turn dark into light, for images of dark strokes on white.")
+    add("--skip_unreadable", action="store_true", help="Skip images that cannot be read.")
+    predictions = "The predictions, as CSV; by default predictions.csv. With .tsv, tabs separate the columns."
+    add("--out", type=str, default="predictions.csv", metavar="FILE", help=predictions)
+    exported = "Write the model, or with --support the learned task, to FILE.pt2 or FILE.onnx."
+    add("--export", type=str | None, metavar="FILE", help=exported)
+    sets = "Also write sets of labels, or intervals of numbers; this requires a `test --calibrate` of the run."
+    add("--calibrated", action="store_true", help=sets)
     add_overwrite(parser)
-    parser.add_argument(
-        "--batch_size",
-        type=int | None,
-        help=f"Images or rows that are predicted at a time; by default {IMAGES_AT_ONCE} images, or 512 to 8192 rows.",
-    )
-    parser.add_argument(
-        "--invert",
-        action="store_true",
-        help="Turn dark into light, in all images, for dark strokes on white: Glyphs and Omniglot have light on black.",
-    )
-    parser.add_argument(
-        "--calibrated",
-        action="store_true",
-        help="Also write the columns set, the labels that an image may have, and abstained, whether none is probable "
-        "enough; `test --calibrate` must have been run for as many classes and images of each as --support has. For "
-        "--table: set and abstained for each target with classes, lower and upper for each numeric target.",
-    )
-    parser.add_argument("--skip_unreadable", action="store_true", help="Skip images that cannot be read.")
-    parser.add_argument(
-        "--device", type=str, default="auto", help="cpu, cuda, gpu, ...; auto takes a GPU if there is one."
-    )
-    add_threads(parser)
+    at_once = f"Images or rows at a time; by default {IMAGES_AT_ONCE} images."
+    add("--batch_size", type=int | None, metavar="N", help=at_once)
+    device = "cpu, cuda, ...; the default, auto, takes an accelerator."
+    add("--device", type=str, default="auto", metavar="DEVICE", help=device)
     return parser
 
 

@@ -179,48 +179,34 @@ def _instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespac
         raise UserError(message) from error
 
 
-def make_parser() -> LightningArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
-        prog="lightning-meta test",
+        command="test",
+        usage="lightning-meta test --ckpt_path RUN [options]",
         description="Test a trained model, on its own test tasks or on others.",
-        exit_on_error=False,
-        allow_abbrev=False,
-        short_help="test",
+        epilog="Also --data.NAME and --trainer.NAME, such as --data.source.root FOLDER and\n--trainer.devices 1. "
+        "lightning-meta test --help_all lists them,\n--data.help EpisodicDataModule those of a data module.",
     )
-    parser.add_argument(
-        "--config", type=str | None, help="Configuration of the data; by default that of the run directory."
-    )
+    parser.add_help_all()
+    add = parser.add_argument
     add_model_options(parser)
-    parser.add_argument(
-        "--ways", type=int | list[int] | str | None, help="N, classes in a test task; or several numbers, such as 5,20."
+    sizes, number = int | list[int] | str | None, int | None
+    add("--ways", type=sizes, metavar="N[,N...]", help="Classes in a test task; several give a table.")
+    add("--shots", type=sizes, metavar="K[,K...]", help="Support examples of a class; several give a table.")
+    add("--queries", type=number, metavar="Q", help="Query examples of a class.")
+    add("--tasks", type=number, metavar="T", help="Test tasks, of each way and shot.")
+    tasks = "Test on the tasks listed in this file, or in the folder of Omniglot's one-shot runs, and draw none."
+    add("--task_list", type=str | None, metavar="FILE", help=tasks)
+    calibration = (
+        "Instead of a test, calibrate the model on validation tasks, or on the validation rows of a table: predict can "
+        "then write sets of labels that contain the true label for this share of images or rows."
     )
-    parser.add_argument(
-        "--shots",
-        type=int | list[int] | str | None,
-        help="K, support examples per class; or several numbers, such as 1,5.",
-    )
-    parser.add_argument("--queries", type=int | None, help="Q, query examples per class.")
-    parser.add_argument("--tasks", type=int | None, help="Number of test tasks for each combination of ways and shots.")
-    parser.add_argument(
-        "--task_list",
-        type=str | None,
-        help="A file that lists the test tasks, or the folder of Omniglot's one-shot runs, instead of drawn tasks.",
-    )
-    parser.add_argument(
-        "--calibrate",
-        type=float | None,
-        help="Instead of a test, calibrate the model on validation tasks with these ways and shots, so that the "
-        "predicted sets contain the true label for this share of images, such as 0.9. The coverage is measured on test "
-        "tasks, and the calibration is stored in the run directory for `predict --calibrated`. A model of a table is "
-        "calibrated on validation rows, one target at a time: sets for classes, intervals for numbers.",
-    )
-    parser.add_argument(
-        "--importance",
-        action="store_true",
-        help="Also permute each column of a table in turn, and write the increase of each task's loss.",
-    )
-    parser.add_argument("--seed_everything", type=int, default=0, help="Seed of all generators.")
+    add("--calibrate", type=float | None, metavar="SHARE", help=calibration)
+    add("--importance", action="store_true", help="Also measure how much each column of a table matters.")
+    data = "Configuration with other data; by default that of the run."
+    add("--config", type=str | None, metavar="NAME|FILE", help=data)
+    add("--seed_everything", type=int, default=0, metavar="N", help="Seed of all generators; by default the run's.")
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=True)
     return parser

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_meta.checks import whole
-from lightning_meta.cli.trust import HELP, SUGGESTED_FIX
+from lightning_meta.cli.trust import SUGGESTED_FIX
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import UntrustedClassError
 from lightning_meta.loading import load
@@ -20,17 +20,15 @@ OF_MODEL = {"steps": "test_inner_steps", "batch_norm": "batch_norm"}
 
 def add_model_options(parser: ArgumentParser) -> None:
     """Add the options that choose a model and what replaces the options that it was trained with."""
-    parser.add_argument(
-        "--ckpt_path", type=str, required=True, help="A run directory (its best checkpoint is used) or a checkpoint."
-    )
-    parser.add_argument("--steps", type=int | None, help="Inner steps, for methods with an inner loop.")
-    parser.add_argument(
-        "--batch_norm",
-        type=Literal["transductive", "inductive", "running"] | None,
-        help="Which statistics normalise query examples; by default those of training. With transductive a prediction "
-        "depends on the examples that it is made with.",
-    )
-    parser.add_argument("--trust", action="store_true", help=HELP)
+    checkpoint = "A run (its best checkpoint) or a checkpoint."
+    parser.add_argument("--ckpt_path", type=str, required=True, metavar="RUN", help=checkpoint)
+    steps = "Inner steps, for methods with an inner loop."
+    parser.add_argument("--steps", type=int | None, metavar="S", help=steps)
+    statistics = "transductive, inductive or running: the statistics that normalise query examples."
+    norms = Literal["transductive", "inductive", "running"] | None
+    parser.add_argument("--batch_norm", type=norms, metavar="WHICH", help=statistics)
+    own_classes = "Also import classes of your own that the run uses, which runs their code."
+    parser.add_argument("--trust", action="store_true", help=own_classes)
 
 
 def load_trained(checkpoint: Path, config: Namespace) -> Any:

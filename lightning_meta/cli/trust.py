@@ -25,10 +25,6 @@ from lightning_meta.errors import UserError, reason_of
 from lightning_meta.import_paths import import_class, lies_in, real_path
 from lightning_meta.reading import read_yaml
 
-HELP = (
-    "Also import and instantiate classes of other packages that the run names, such as a method in a file of yours. "
-    "This runs their code: use it only for your own runs."
-)
 SUGGESTED_FIX = "give --trust if the run is yours: it imports what the run names, which runs its code"
 
 # Options of the Trainer that affect results are taken from any run. Devices, strategies and nodes, like the workers of

@@ -18,12 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_meta.cli.fit import ParsedOnly, fit
-from lightning_meta.cli.plain_parser import PlainParser
 from lightning_meta.cli.shipped import with_shipped
 from lightning_meta.cli.sweep.file import OF_THE_SWEEP, Sweep, read_sweep
 from lightning_meta.cli.sweep.study import STALE, SweepRecord, TrialFailedError
 from lightning_meta.cli.sweep.trial import RUN, OtherMetricError, reached, run_trial
-from lightning_meta.cli.threads import using_threads
+from lightning_meta.cli.threads import PlainParser, using_threads
 from lightning_meta.cli.unchanged import UnchangedData
 from lightning_meta.errors import UserError
 from lightning_meta.run.names import refuse_name
