@@ -5,7 +5,6 @@ Each value is compared with what the parser and the classes declare; the message
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from lightning_meta.cli.config_text import BESIDE, config_files
+from lightning_meta.cli.config_text import config_files
 from lightning_meta.cli.declared import (
     Typed,
     alternatives,
@@ -36,8 +35,9 @@ from lightning_meta.cli.shipped import shipped
 from lightning_meta.describing import fixed_options
 from lightning_meta.errors import UserError, similar, some_of
 from lightning_meta.import_paths import import_object
-from lightning_meta.reading import LARGEST_YAML, no_file, parse_yaml, read_text, similar_file
+from lightning_meta.reading import LARGEST_YAML, parse_yaml, read_text
 
+BESIDE = ("class_path", "init_args", "dict_kwargs")  # the keys that a configuration has for an object
 LONGEST = 400  # characters of a line
 MOST = 12  # options that a message lists
 QUOTE = " (in YAML, quote no, yes, off, on, false, true, which are booleans)"
@@ -120,9 +120,8 @@ class Given:
         return f"--{name}", self._unknown(name)
 
     def _unknown(self, name: str) -> str:
-        sections = [] if "." in name else {option.partition(".")[0] for option in self.options if "." in option}
-        meant = _meant(name, [*self.options, *sections], "--")
-        return f"there is no such option{meant or f'; {self.pointer}'}"
+        sections = {option.partition(".")[0] for option in self.options}
+        return f"there is no such option{_meant(name, [*self.options, *sections], '--') or f'; {self.pointer}'}"
 
     def _set_all(self, values: Mapping[Any, Any], section: str = "") -> None:
         """Set the options of a configuration, or of a section such as `trainer`."""
@@ -138,7 +137,7 @@ class Given:
         option, path = name.removesuffix("+"), list[str]()
         while option and option not in self.options:
             option, _, last = option.rpartition(".")
-            path.insert(0, last)
+            path = path if last in BESIDE else [last, *path]
         kind = type_of(self.options[option]) if option else None
         if not option or (path and not classes_of(kind) and inner_type(kind, Mapping) is None):
             raise _mistake(f"--{name}", self._unknown(name))
@@ -148,12 +147,10 @@ class Given:
             self._set_all(_content(value))
         old = self.values.get(option)
         adds = name.endswith("+")
-        if adds and path and not isinstance(_loaded(value), list):
+        if adds and not isinstance(_loaded(value), list):
             value = Typed(f"[{value}]")
-        new = self._changed(f"--{option}", kind, None if adds and not path else old, path, value)
-        if adds and not path:
-            new = [*(old if isinstance(old, list) else []), *(new if isinstance(new, list) else [new])]
-        self.values[option] = new
+        new = self._changed(f"--{option}", kind, old if path or not adds else None, path, value)
+        self.values[option] = [*old, *new] if adds and not path and isinstance(old, list) else new
 
     def _changed(self, option: str, kind: Any, old: Any, path: list[str], value: Any) -> Any:
         """The value of an option after it, or what the path names in it, is set."""
@@ -163,24 +160,15 @@ class Given:
         if path and of_mapping is not None and not isinstance(old, Made):
             (name, *rest), values = path, old if isinstance(old, dict) else {}
             return {**values, name: self._changed(f"{option}.{name}", of_mapping, values.get(name), rest, value)}
-        if path and path[0] == "dict_kwargs":
-            return old
-        if path == ["init_args"]:
-            return self._changed(option, kind, old, [], {"init_args": _loaded(value)})
-        if path and path[0] != "class_path":
-            return self._with_argument(option, kind, old, path[1:] if path[0] == "init_args" else path, value)
+        if path:
+            return self._with_argument(option, kind, old, path, value)
         loaded = _loaded(value)
         if classes and isinstance(loaded, dict) and (of_mapping is None or "class_path" in loaded):
             spec = loaded if {"class_path", "init_args"} & set(loaded) else {"init_args": loaded}
             if wrong := [str(key) for key in spec if key not in BESIDE]:
-                raise _mistake(
-                    f"{option}.{wrong[0]}", f"there is no such key beside class_path{_meant(wrong[0], BESIDE)}"
-                )
-            made = old
-            if "class_path" in spec:
-                if not isinstance(spec["class_path"], str):
-                    raise _mistake(f"{option}.class_path", self._unfit(str, spec["class_path"]))
-                made = self._changed(option, kind, old, [], spec["class_path"])
+                hint = _meant(wrong[0], BESIDE) or "; move it below init_args"
+                raise _mistake(option, f"{wrong[0]} is beside class_path{hint}")
+            made = self._changed(option, kind, old, [], str(spec["class_path"])) if "class_path" in spec else old
             if not isinstance(init_args := spec.get("init_args", {}), dict):
                 raise _mistake(f"{option}.init_args", self._unfit(Mapping, init_args))
             for name, inner in init_args.items():
@@ -205,8 +193,6 @@ class Given:
         name, *rest = path
         if not isinstance(made, Made):  # the parser takes the class that the type names
             likely = [cls for cls in classes_of(kind) if not inspect.isabstract(cls) and name in arguments_of(cls)]
-            if not likely and (meant := _meant(name, BESIDE)):
-                raise _mistake(f"{option}.{name}", f"there is no such key{meant}")
             if not likely:
                 hint = f"give {option} CLASS before {option}.{name}"
                 raise _mistake(option, f"{name} is an argument of a class that is not named; {hint}")
@@ -287,10 +273,6 @@ def _content(value: Any) -> Mapping[Any, Any]:
     """The content of the file that `--config` names, or of a configuration that is passed as text."""
     file = next((file for file in config_files(["--config", str(value)]) if file.is_file()), None)
     content = _loaded(Typed(with_current_paths(str(value) if file is None else read_text(file, LARGEST_YAML))))
-    if file is None and not isinstance(content, dict):
-        name = None if similar_file(value) else similar(Path(value).stem, shipped())
-        hint = f"; did you mean --config {name}, which is shipped?" if name else ""
-        raise _mistake("--config", f"{no_file(value)}{hint}")
     return content if isinstance(content, dict) else {}
 
 
@@ -306,28 +288,21 @@ def _no_argument(option: str, make: Any, name: str) -> str:
 
 def _not_there(path: str, error: UserError) -> str:
     """Why a path cannot be imported."""
-    module, _, name = path.rpartition(".")
     cause = error.__cause__
     absent = cause if isinstance(cause, ModuleNotFoundError) else getattr(cause, "__context__", None)
     if isinstance(absent, ModuleNotFoundError) and absent.name:
         return f"there is no module {absent.name}; install it, run from its folder, or add that folder to PYTHONPATH"
-    if not isinstance(cause, AttributeError):
-        return str(error)
+    module, _, name = path.rpartition(".")
     imported = sys.modules.get(module)  # None for a nested class
     classes = [each for each in dir(imported) if inspect.isclass(getattr(imported, each, None))]
-    return f"there is no class {path}{_meant(name, classes)}"
+    return f"there is no class {path}{_meant(name, classes)}" if isinstance(cause, AttributeError) else str(error)
 
 
 def _meant(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """The end of a message that suggests a similar name; "" without one."""
-    names = list(names)
+    """The end of a message that suggests a similar name or section, or one whose last part is similar; or ""."""
     head, last = name.partition(".")[0], name.rpartition(".")[2]
-    heads = {n.partition(".")[0] for n in names}
-    if "." in name and head not in heads:
-        name = last = head
-        names = sorted(heads)
-    by_last = {n.rpartition(".")[2]: n for n in names}
-    close = [n for n in names if n.lower() == name.lower()]
-    close = close or difflib.get_close_matches(name, list(by_last.values()), n=1, cutoff=0.75)
-    close = close or [by_last[n] for n in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)]
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
+    by_last = {each.rpartition(".")[2]: each for each in names}
+    whole = [each for each in by_last.values() if "." not in each]
+    close = by_last.get(last) or (None if head in whole else similar(head, whole))
+    close = close or by_last.get(similar(last, by_last) or "")
+    return f"; did you mean {prefix}{close}?" if close else ""
