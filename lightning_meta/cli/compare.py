@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import parse
-from lightning_meta.cli.parsing import add_overwrite, refuse_existing
+from lightning_meta.cli.parsing import refuse_existing
 from lightning_meta.report.transfer import TransferReport, print_report, write_report
 from lightning_meta.report.transfer import compare as compare_runs
 from lightning_meta.report.transfer.writing import FILES, log_report
@@ -42,7 +42,7 @@ def make_parser() -> Parser:
     baseline = "The runs to compare with."
     parser.add_argument("--baseline", nargs="+", action="extend", required=True, metavar="RUN", help=baseline)
     parser.add_argument("--out", default="report", metavar="FOLDER", help="The report; by default report.")
-    add_overwrite(parser)
+    parser.add_argument("--overwrite", action="store_true", help="Replace existing files.")
     project = "Log the report to this W&B project as well."
     parser.add_argument("--wandb_project", type=str | None, metavar="NAME", help=project)
     return parser

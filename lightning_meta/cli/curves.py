@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import parse
-from lightning_meta.cli.parsing import add_overwrite, refuse_existing
+from lightning_meta.cli.parsing import refuse_existing
 from lightning_meta.report.figures import compare_training
 
 
@@ -30,5 +30,5 @@ def make_parser() -> Parser:
     parser.add_argument("--metric", type=str, default="val/accuracy", metavar="NAME", help=metric)
     figure = "File of the figure; by default curves.png."
     parser.add_argument("--out", type=str, default="curves.png", metavar="FILE", help=figure)
-    add_overwrite(parser)
+    parser.add_argument("--overwrite", action="store_true", help="Replace existing files.")
     return parser

@@ -8,7 +8,7 @@ from typing import Literal
 from jsonargparse import Namespace
 
 from lightning_meta.cli.helping import Parser
-from lightning_meta.cli.parsing import add_overwrite, refuse_existing
+from lightning_meta.cli.parsing import refuse_existing
 from lightning_meta.cli.trained import add_model_options
 from lightning_meta.data.image_files import refuse_odd_name
 from lightning_meta.errors import UserError
@@ -56,7 +56,7 @@ def make_parser() -> Parser:
     add("--export", type=str | None, metavar="FILE", help=exported)
     sets = "Also write sets of labels, or intervals of numbers; this requires a `test --calibrate` of the run."
     add("--calibrated", action="store_true", help=sets)
-    add_overwrite(parser)
+    add("--overwrite", action="store_true", help="Replace existing files.")
     at_once = f"Images or rows at a time; by default {IMAGES_AT_ONCE} images."
     add("--batch_size", type=int | None, metavar="N", help=at_once)
     device = "cpu, cuda, ...; the default, auto, takes an accelerator."
