@@ -20,7 +20,6 @@ from lightning_meta.cli.calibrating import (
     print_calibration,
     print_table_calibration,
     write_calibration,
-    write_table_calibration,
 )
 from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import parse, parsing, passed
@@ -143,13 +142,13 @@ def _check_importance(module: Any, data: Any) -> None:
 
 def _calibrate(config: Namespace, trainer: Trainer, module: Any, data: Any, run: Path) -> None:
     """Calibrate the model on validation tasks or rows, and store the calibration in the run directory."""
+    about = identity(module)  # before the Trainer converts weights to its precision
     if isinstance(module, MultiTaskModule) and isinstance(data, MultiTaskDataModule):
-        about = identity(module)  # before the Trainer converts weights to its precision
         with naming_options(config, {"coverage": "--calibrate", "module": "--calibrate", "data": "--data"}):
-            calibrated = calibrate_table_by(trainer, module, data, config.calibrate)
+            of_table = calibrate_table_by(trainer, module, data, config.calibrate)
         if trainer.is_global_zero:
             assert module.spec.table is not None  # otherwise it cannot be calibrated
-            print_table_calibration(calibrated, write_table_calibration(run, about, calibrated), module.spec.table)
+            print_table_calibration(of_table, write_calibration(run, about, of_table), module.spec.table)
         return
     if not isinstance(module, MetaModule) or not isinstance(data, EpisodicDataModule):
         raise UserError(
@@ -163,7 +162,7 @@ def _calibrate(config: Namespace, trainer: Trainer, module: Any, data: Any, run:
             trainer, module, data, coverage=config.calibrate, tasks=config.tasks or TASKS, **sizes
         )
     if trainer.is_global_zero:
-        print_calibration(calibration, write_calibration(run, module, calibration))
+        print_calibration(calibration, write_calibration(run, about, calibration))
 
 
 def _instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespace:
