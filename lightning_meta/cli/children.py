@@ -1,17 +1,24 @@
-"""Runs of `fit` in child processes, for ladders and searches."""
+"""Runs of `fit` in child processes, for ladders and searches.
+
+A child, `python -m lightning_meta.cli.children fit ...`, stops with its parent. Its standard input is a pipe that the
+parent holds open and writes nothing to. It ends when the parent does, even by SIGKILL; the command then ends as by
+SIGTERM, with a checkpoint.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_meta.signals import Signals
 
-FIT: tuple[str, ...] = (sys.executable, "-m", "lightning_meta.cli.child", "fit")
+FIT: tuple[str, ...] = (sys.executable, "-m", "lightning_meta.cli.children", "fit")
 ERROR = "lightning-meta: error: "
 GRACE = 60.0  # seconds that a child has to write its last checkpoint
 POLL = 0.1  # seconds
@@ -100,3 +107,15 @@ def last_line(log: Path) -> str:
 def _close(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None:
         process.stdin.close()
+
+
+def _stop_with_parent() -> None:
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    from lightning_meta.cli import main
+
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    sys.exit(main())

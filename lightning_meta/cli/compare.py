@@ -1,4 +1,4 @@
-"""`lightning-meta compare`: the effect of sharing on each task, from finished runs."""
+"""`lightning-meta compare` and `curves`: the effect of sharing on each task, and training curves, of several runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import parse
 from lightning_meta.cli.parsing import refuse_existing
+from lightning_meta.report.figures import compare_training
 from lightning_meta.report.transfer import TransferReport, print_report, write_report
 from lightning_meta.report.transfer import compare as compare_runs
 from lightning_meta.report.transfer.writing import FILES, log_report
@@ -15,7 +16,7 @@ from lightning_meta.report.transfer.writing import FILES, log_report
 
 def compare(args: Sequence[str]) -> None:
     """Compare multi-task runs with a baseline, and write a table, CSV, JSON and figures."""
-    config = parse(make_parser(), args, "compare")
+    config = parse(_compare_parser(), args, "compare")
     refuse_existing("--out", [Path(config.out) / name for name in FILES], config.overwrite)
     show_report(compare_runs(config.runs, config.baseline), Path(config.out), config.wandb_project)
 
@@ -29,8 +30,7 @@ def show_report(report: TransferReport, out: Path, wandb_project: str | None) ->
     print(f"written to {out}")
 
 
-def make_parser() -> Parser:
-    """The options of the command."""
+def _compare_parser() -> Parser:
     parser = Parser(
         command="compare",
         usage="lightning-meta compare RUN... --baseline RUN... [options]",
@@ -45,4 +45,26 @@ def make_parser() -> Parser:
     parser.add_argument("--overwrite", action="store_true", help="Replace existing files.")
     project = "Log the report to this W&B project as well."
     parser.add_argument("--wandb_project", type=str | None, metavar="NAME", help=project)
+    return parser
+
+
+def curves(args: Sequence[str]) -> None:
+    """Draw a metric of several runs against the training step."""
+    config = parse(_curves_parser(), args, "curves")
+    refuse_existing("--out", [Path(config.out)], config.overwrite)
+    print(f"written to {compare_training(config.runs, config.out, config.metric)}")
+
+
+def _curves_parser() -> Parser:
+    parser = Parser(
+        command="curves",
+        usage="lightning-meta curves RUN... [options]",
+        description="Draw a metric of several runs against the training step, in one figure.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="A run directory, such as runs/protonet_glyphs/0.")
+    metric = "Name of the metric in metrics.csv; by default val/accuracy."
+    parser.add_argument("--metric", type=str, default="val/accuracy", metavar="NAME", help=metric)
+    figure = "File of the figure; by default curves.png."
+    parser.add_argument("--out", type=str, default="curves.png", metavar="FILE", help=figure)
+    parser.add_argument("--overwrite", action="store_true", help="Replace existing files.")
     return parser
