@@ -16,7 +16,7 @@ from lightning_meta.report.transfer.writing import FILES, log_report
 
 def compare(args: Sequence[str]) -> None:
     """Compare multi-task runs with a baseline, and write a table, CSV, JSON and figures."""
-    config = parse(_compare_parser(), args, "compare")
+    config = parse(compare_parser(), args, "compare")
     refuse_existing("--out", [Path(config.out) / name for name in FILES], config.overwrite)
     show_report(compare_runs(config.runs, config.baseline), Path(config.out), config.wandb_project)
 
@@ -30,7 +30,8 @@ def show_report(report: TransferReport, out: Path, wandb_project: str | None) ->
     print(f"written to {out}")
 
 
-def _compare_parser() -> Parser:
+def compare_parser() -> Parser:
+    """The options of `compare`."""
     parser = Parser(
         command="compare",
         usage="lightning-meta compare RUN... --baseline RUN... [options]",
@@ -50,12 +51,13 @@ def _compare_parser() -> Parser:
 
 def curves(args: Sequence[str]) -> None:
     """Draw a metric of several runs against the training step."""
-    config = parse(_curves_parser(), args, "curves")
+    config = parse(curves_parser(), args, "curves")
     refuse_existing("--out", [Path(config.out)], config.overwrite)
     print(f"written to {compare_training(config.runs, config.out, config.metric)}")
 
 
-def _curves_parser() -> Parser:
+def curves_parser() -> Parser:
+    """The options of `curves`."""
     parser = Parser(
         command="curves",
         usage="lightning-meta curves RUN... [options]",

@@ -24,7 +24,7 @@ from lightning_meta.cells import as_cells
 from lightning_meta.cli.calibrating import read_calibration
 from lightning_meta.cli.messages import parse
 from lightning_meta.cli.options import naming_options
-from lightning_meta.cli.predict_options import ALIASES, IMAGES_AT_ONCE, check, delimiter_of, make_parser
+from lightning_meta.cli.predict_options import ALIASES, IMAGES_AT_ONCE, OF_REGRESSION, check, delimiter_of, make_parser
 from lightning_meta.cli.predict_rows import predict_rows
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.data.images import image_files, labelled_files, read_images
@@ -52,14 +52,14 @@ def predict(args: Sequence[str]) -> None:
 
 
 def _predict(config: Namespace) -> None:
+    model = load_trained(find_checkpoint(config.ckpt_path), config).to(find_device(config.device, "--device"))
     if config.table is not None or config.support is None:
-        model = _loaded(config).to(find_device(config.device, "--device"))
         if config.table is not None:
             predict_rows(config, model)
         if config.export is not None:
             _export_tasks(config, model)
         return
-    model = _meta_learner(config)
+    _check_classifier(config, model)
     in_table = config.labels is not None
     files, labels = (
         files_of_table(config.support, config.labels, config.delimiter) if in_table else labelled_files(config.support)
@@ -82,8 +82,7 @@ def _export_tasks(config: Namespace, model: Any) -> None:
     if not isinstance(model, MultiTaskModule):
         raise UserError(
             f"--support: {type(model).__name__} of {config.ckpt_path} learns new tasks; give a folder of labelled "
-            "images, whose learned task is exported. A model of regression is exported in Python: "
-            "lightning_meta.load(run).predictor(x, y).export(file)"
+            f"images, whose learned task is exported. {OF_REGRESSION}"
         )
     print(f"exported to {model.export(config.export)}")
 
@@ -111,15 +110,10 @@ def _label(
     """Write the table of the query images, and show how many of each class there are."""
     together, size = predictor.depends_on_company, config.batch_size or IMAGES_AT_ONCE
     if together and len(queries) > size:
-        if model.uses_query_set:
-            raise UserError(
-                f"--batch_size: {type(model).__name__} labels all images of a query together, and {len(queries)} are "
-                f"more than {size}; give a larger one"
-            )
-        raise UserError(
-            f"--batch_norm: this model normalises the images that it predicts by each other, and {len(queries)} are "
-            f"more than --batch_size {size}; give --batch_norm inductive, or a larger --batch_size"
-        )
+        why = f"{type(model).__name__} labels all images of a query together; give a larger one"
+        if not model.uses_query_set:
+            why = "the images are normalised by each other; give a larger one, or --batch_norm inductive"
+        raise UserError(f"--batch_size: {len(queries)} images are more than {size}, and {why}")
     counts: Counter[str] = Counter()
     abstained = 0
     skipped: list[str] = []
@@ -138,9 +132,7 @@ def _label(
             "abstained)"
         )
     if skipped:
-        print(f"{len(skipped)} image{'' if len(skipped) == 1 else 's'} could not be read:")
-    for line in skipped:
-        print(f"skipped: {line}")
+        print(f"{len(skipped)} of {len(queries)} images could not be read:", *skipped, sep="\nskipped: ")
     if model.uses_query_set:
         print(f"the images were labelled together: {type(model).__name__} {model.uses_query_set} (transductive)")
     elif together:
@@ -154,11 +146,9 @@ def _input_warnings_printed(inverted: bool) -> Iterator[None]:
 
     show_others = warnings.showwarning
 
-    def show(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any, **others: Any
-    ) -> None:
+    def show(message: Warning | str, *arguments: Any, **others: Any) -> None:
         if not isinstance(message, InputWarning):
-            show_others(message, category, filename, lineno, *more, **others)
+            show_others(message, *arguments, **others)
             return
         option = "leave --invert out" if inverted else "give --invert, or label images like those of training"
         print(f"lightning-meta: warning: {message.what}; {option}" if message.inverted else message, file=sys.stderr)
@@ -169,23 +159,15 @@ def _input_warnings_printed(inverted: bool) -> Iterator[None]:
         yield
 
 
-def _loaded(config: Namespace) -> Any:
-    return load_trained(find_checkpoint(config.ckpt_path), config)
-
-
-def _meta_learner(config: Namespace) -> MetaModule:
-    model = _loaded(config)
+def _check_classifier(config: Namespace, model: Any) -> None:
+    """Check that a model labels images by those of `--support`."""
     if not isinstance(model, MetaModule):
         raise UserError(
             f"--support: {type(model).__name__} of {config.ckpt_path} has fixed tasks and does not learn new ones; "
             "give --table for new rows of the table that it was trained on, or --export alone"
         )
     if model.spec.task != "classification":
-        raise UserError(
-            f"--ckpt_path {config.ckpt_path}: the model was trained for regression; it does not label images; in "
-            "Python, lightning_meta.load(run).predictor(inputs, targets) gives a function of new inputs"
-        )
-    return model.to(find_device(config.device, "--device"))
+        raise UserError(f"--ckpt_path {config.ckpt_path}: the model does not label images; {OF_REGRESSION}")
 
 
 def _batches(

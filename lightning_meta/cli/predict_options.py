@@ -20,6 +20,10 @@ OF_IMAGES = ("support", "labels", "query", "batch_norm", "steps", "invert", "ski
 """Options that apply only to images."""
 ALIASES = {"ways": "--support", **{n: f"--{n}" for n in ("delimiter", "decimal", "batch_size", "batch_norm", "steps")}}
 """Options by the arguments that messages name."""
+OF_REGRESSION = (
+    "a model of regression is used in Python: lightning_meta.load(run).predictor(inputs, targets) gives a function of "
+    "new inputs, and its .export(file) writes it"
+)
 NOT_TEXT = (".parquet", ".feather", ".xls", ".xlsx", ".ods", ".json", ".npy", ".npz", ".pkl", ".pt", ".pdf", ".html")
 """Suffixes of other formats than that of the predictions, which are text."""
 
@@ -72,44 +76,36 @@ def check(config: Namespace) -> None:
     """
     if config.batch_size is not None and config.batch_size < 1:
         raise UserError(f"--batch_size is at least 1, got {config.batch_size}")
-    of_images = next((n for n in OF_IMAGES if (v := getattr(config, n)) is not None and v is not False), None)
-    if config.table is not None:
-        if of_images is not None:
-            raise UserError(f"--{of_images} applies only to images; leave it out, or leave --table out")
-    elif of_table := next((n for n in ("keep", "decimal") if getattr(config, n) is not None), None):
-        raise UserError(f"--{of_table} requires --table; leave it out")
-    elif config.delimiter is not None and config.labels is None:
-        raise UserError("--delimiter requires --table or --labels; leave it out")
-    elif config.support is None and (config.export is None or of_images is not None):
-        raise UserError("--support: give a folder of labelled images, or --table a table of new rows")
-    elif config.support is not None and config.query is None and config.export is None:
+    of_images = next((f"--{name}" for name in OF_IMAGES if config[name] not in (None, False)), None)
+    of_table = next((f"--{name}" for name in ("keep", "decimal") if config[name] is not None), None)
+    predicts, out = config.query is not None or config.table is not None, Path(config.out)
+    if config.table is not None and of_images:
+        raise UserError(f"{of_images} applies only to images; leave it out, or leave --table out")
+    if config.table is None:
+        if of_table:
+            raise UserError(f"{of_table} requires --table; leave it out")
+        if config.delimiter is not None and config.labels is None:
+            raise UserError("--delimiter requires --table or --labels; leave it out")
+        if config.support is None and (config.export is None or of_images):
+            raise UserError("--support: give a folder of labelled images, or --table a table of new rows")
+    if not predicts and config.export is None:
         raise UserError("--query: name the images to label, or --export a file for the learned task")
-    if config.calibrated and config.export is not None:
-        raise UserError("--calibrated: an exported file returns uncalibrated probabilities; use one of the two options")
-    if config.calibrated and config.query is None and config.table is None:
-        raise UserError("--calibrated requires --query or --table; leave it out")
-    refuse_odd_name(Path(config.out))
-    check_target(Path(config.out), option="--out")
-    predicts = config.query is not None or config.table is not None
+    if config.calibrated and (config.export is not None or not predicts):
+        raise UserError("--calibrated applies to predictions of --query or --table, and not to --export; leave it out")
+    refuse_odd_name(out)
+    check_target(out, option="--out")
     if predicts:
-        refuse_existing("--out", [Path(config.out)], config.overwrite)
+        refuse_existing("--out", [out], config.overwrite)
+        if out.suffix.lower() in NOT_TEXT:
+            raise UserError(f"--out {out}: the predictions are text; name a file such as predictions.csv")
     if config.export is not None:
-        _check_export(config)
-    if predicts and Path(config.out).suffix.lower() in NOT_TEXT:
-        raise UserError(
-            f"--out {config.out}: the predictions are text; name a file that ends in .csv, .tsv or .txt, for example"
-        )
+        export = Path(config.export)
+        check_target(export, FORMATS, "--export")
+        if predicts and export.absolute() == out.absolute():
+            raise UserError(f"--export {export}: --out names the same file; give each its own")
+        refuse_existing("--export", [export], config.overwrite)
 
 
 def delimiter_of(out: str) -> str | None:
     """Return the separator of the columns of a file of predictions; None if its name does not state one."""
     return "\t" if Path(out).suffix.lower() == ".tsv" else None
-
-
-def _check_export(config: Namespace) -> None:
-    path = Path(config.export)
-    check_target(path, FORMATS, "--export")
-    predicts = config.query is not None or config.table is not None
-    if predicts and path.absolute() == Path(config.out).absolute():
-        raise UserError(f"--export {config.export}: --out names the same file; give each its own")
-    refuse_existing("--export", [path], config.overwrite)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from lightning_meta.cli.messages import parse, parsing, passed
 from lightning_meta.cli.options import as_option, naming_options
 from lightning_meta.cli.parsing import mistake_in
 from lightning_meta.cli.trained import add_model_options, load_trained
-from lightning_meta.cli.trust import check_untrusted, read_configuration, without_machine
+from lightning_meta.cli.trust import check_untrusted, read_configuration, without, without_machine
 from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.calibration import TASKS, calibrate_by
@@ -121,12 +122,9 @@ def test(args: Sequence[str]) -> None:
 def _print_importances(importances: Sequence[Importance]) -> None:
     """Print the most important columns of the first tasks."""
     table = Table("task", "columns, and the increase of the test loss when each is permuted")
-    tasks = list(dict.fromkeys(each.task for each in importances))
-    for task in tasks[:MOST_TASKS]:
+    for task in list(dict.fromkeys(each.task for each in importances))[:MOST_TASKS]:
         columns = sorted((each for each in importances if each.task == task), key=lambda each: -each.mean)
         table.add_row(task, ", ".join(f"{each.column} {each.mean:.3g}" for each in columns[:MOST_COLUMNS]))
-    if len(tasks) > MOST_TASKS:
-        table.caption = f"{len(tasks) - MOST_TASKS} more tasks are in the file"
     Console(markup=False, emoji=False).print(table)
 
 
@@ -213,11 +211,16 @@ def make_parser() -> Parser:
 
 def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namespace, Path]:
     """The configuration of the run with the options applied, and the checkpoint."""
-    first, _ = _path_parser().parse_known_args(list(args))
+    # The options that are needed to find the configuration of the run.
+    path_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    path_parser.add_argument("--ckpt_path", nargs="?")
+    path_parser.add_argument("--config")
+    path_parser.add_argument("--trust", action="store_true")
+    first, _ = path_parser.parse_known_args(list(args))
     if first.ckpt_path is None:
-        if not {"-h", "--help", "--help_all", "--data.help"} & {arg.partition("=")[0] for arg in args}:
-            raise UserError("--ckpt_path: name a run directory or a checkpoint, such as runs/protonet_glyphs/0")
-        return parse(parser, args, "test"), Path()
+        with suppress(UserError):
+            parse(parser, args, "test")  # shows the help that was asked for, and exits
+        raise UserError("--ckpt_path: name a run directory or a checkpoint, such as runs/protonet_glyphs/0")
     checkpoint = find_checkpoint(first.ckpt_path)
     run = run_directory_of(checkpoint)
     file = Path(first.config) if first.config else run / "config.yaml" if run else None
@@ -225,7 +228,9 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         missing = file or f"{checkpoint} is not in a run directory"
         raise UserError(f"--config: the configuration of the data was not found ({missing}); give it with --config")
     stored = read_configuration(file)
-    data = _without_augmentation(stored.get("data"))
+    data = stored.get("data")
+    if isinstance(data, Mapping) and lies_in(real_path(str(data.get("class_path"))), ("lightning_meta.data",)):
+        data = without(data, "augmentation")  # it is used only in training, and may need another package
     if name := next(undescribed(data, "data"), None):
         raise UserError(
             f"{file}: {name} was created in Python, and its arguments are unknown; name a configuration of the data "
@@ -273,14 +278,6 @@ def _check_calibrate(config: Namespace, run: Path | None) -> None:
         raise UserError(f"--{several}: --calibrate takes one number of ways and shots; run it once for each")
 
 
-def _without_augmentation(data: Any) -> Any:
-    """Remove the augmentation, which is used only in training and may need another package."""
-    if not isinstance(data, Mapping) or not lies_in(real_path(str(data.get("class_path"))), ("lightning_meta.data",)):
-        return data
-    args = data.get("init_args") or {}
-    return {**data, "init_args": {name: value for name, value in args.items() if name != "augmentation"}}
-
-
 def _numbers(option: str, value: int | list[int] | str | None) -> int | list[int] | None:
     """Parse several numbers, `5,20` or `[5, 20]`, to a list; a single number stays a number."""
     if isinstance(value, str):
@@ -289,12 +286,3 @@ def _numbers(option: str, value: int | list[int] | str | None) -> int | list[int
             raise UserError(f"{option}: expected a whole number, or several, such as 5,20; got {value!r}")
         value = [int(part) for part in parts]
     return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-def _path_parser() -> argparse.ArgumentParser:
-    """Parses the options that are needed to find the configuration of the run."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--ckpt_path", nargs="?")
-    parser.add_argument("--config")
-    parser.add_argument("--trust", action="store_true")
-    return parser

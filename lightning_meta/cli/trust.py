@@ -45,10 +45,8 @@ def read_configuration(file: Path) -> dict[str, Any]:
     try:
         content = read_yaml(file)
     except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, no such date
-        reason = reason_of(error)
-        raise UserError(
-            f"{file}: this is not a configuration ({reason}); fix it, or give another with --config"
-        ) from error
+        fix = "fix it, or give another with --config"
+        raise UserError(f"{file}: this is not a configuration ({reason_of(error)}); {fix}") from error
     sections = [content, *(content.get(name) or {} for name in ("data", "trainer"))] if _named(content) else [content]
     if not all(map(_named, sections)):
         raise UserError(f"{file}: expected a configuration as `fit` writes it, with data and trainer")
@@ -58,13 +56,14 @@ def read_configuration(file: Path) -> dict[str, Any]:
 def without_machine(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a run without those that choose devices, nodes and processes."""
     trainer = {name: value for name, value in stored["trainer"].items() if name in OF_NUMBERS}
-    return {**stored, "trainer": trainer, "data": _without_workers(stored.get("data"))}
+    return {**stored, "trainer": trainer, "data": without(stored.get("data"), "num_workers")}
 
 
-def _without_workers(data: Any) -> Any:
-    if not isinstance(data, Mapping) or not isinstance(args := data.get("init_args"), Mapping):
-        return data
-    return {**data, "init_args": {name: value for name, value in args.items() if name != "num_workers"}}
+def without(spec: Any, argument: str) -> Any:
+    """The configuration of an object without one of its arguments."""
+    if not isinstance(spec, Mapping) or not isinstance(args := spec.get("init_args"), Mapping):
+        return spec
+    return {**spec, "init_args": {name: value for name, value in args.items() if name != argument}}
 
 
 def check_untrusted(stored: Mapping[str, Any], file: Path) -> None:
@@ -91,10 +90,8 @@ def _check_object(spec: Any, key: str) -> None:
     if not _named(spec) or not set(spec) <= {"class_path", "init_args"}:
         raise UserError(f"{key} is {repr(spec)}, and not a class_path with init_args")
     path, args = real_path(str(spec.get("class_path"))), spec.get("init_args") or {}
-    if not lies_in(path, TRUSTED_PACKAGES):
-        raise UserError(f"{key} names the class {path}, which is not one of lightning_meta.data")
-    cls = import_class(path)
-    if not lies_in(cls.__module__, TRUSTED_PACKAGES):
+    # The path first, before anything is imported; then where the class is really from.
+    if not lies_in(path, TRUSTED_PACKAGES) or not lies_in((cls := import_class(path)).__module__, TRUSTED_PACKAGES):
         raise UserError(f"{key} names the class {path}, which is not one of lightning_meta.data")
     if not _named(args):
         raise UserError(f"{key}: {path} has no arguments by name")
