@@ -38,9 +38,9 @@ from lightning_meta.import_paths import import_object
 from lightning_meta.reading import LARGEST_YAML, parse_yaml, read_text
 
 BESIDE = ("class_path", "init_args", "dict_kwargs")  # the keys that a configuration has for an object
+DASHES = ("-", "\u2013", "\u2014")  # word processors make the last two of hyphens
 LONGEST = 400  # characters of a line
 MOST = 12  # options that a message lists
-QUOTE = " (in YAML, quote no, yes, off, on, false, true, which are booleans)"
 _MISSING = object()  # the value of an option that has none
 
 
@@ -112,12 +112,10 @@ class Given:
     def _leftover(self, given: str) -> tuple[str, str]:
         if self.takes_files and (Path(given).suffix in (".yaml", ".yml") or given in shipped()):
             return given, f"an option was expected; did you mean --config {given}?"
-        name = given.lstrip("-\u2013\u2014").partition("=")[0]
-        if given.startswith(("\u2013", "\u2014")):
-            return given, f"an option begins with two hyphens{_meant(name, self.options, '--')}"
-        if not given.startswith("-"):
+        option = given.partition("=")[0]
+        if not given.startswith(DASHES):
             return given, f"an option was expected; {self.pointer}"
-        return f"--{name}", self._unknown(name)
+        return option, self._unknown(option.lstrip("".join(DASHES)))
 
     def _unknown(self, name: str) -> str:
         sections = {option.partition(".")[0] for option in self.options}
@@ -228,11 +226,9 @@ class Given:
 
     def _unfit(self, kind: Any, value: Any) -> str:
         """What was expected instead of a value."""
-        expected, several = shown(kind), len(alternatives(kind)) > 1
-        example = ", such as {NAME: VALUE}," if expected == "Mapping" else ","
-        hint = QUOTE if isinstance(value, bool) and str in alternatives(kind) else ""
-        got = "null" if value is None else _loaded(value)
-        return f"expected {expected}{example} got {got}{hint}{f'; {self.pointer}' if several else ''}"
+        expected, hint = shown(kind), f"; {self.pointer}" if len(alternatives(kind)) > 1 else ""
+        example = ", such as {NAME: VALUE}" if expected == "Mapping" else ""
+        return f"expected {expected}{example}, got {'null' if value is None else _loaded(value)}{hint}"
 
 
 def _mistake(option: str, text: str) -> UserError:
@@ -241,18 +237,16 @@ def _mistake(option: str, text: str) -> UserError:
 
 def _check_complete(option: str, value: Any) -> None:
     """Check that all required arguments of the objects in a value are set."""
-    inner = value if isinstance(value, dict) else {}
+    inner = value.arguments if isinstance(value, Made) else value
     if isinstance(value, Made):
-        inner = value.arguments
         required = [name for name, action in arguments_of(value.make).items() if action.required]
         if missing := [name for name in required if name not in inner]:
-            names, verb = " and ".join(missing), "is" if len(missing) == 1 else "are"
             hint = f"give {option}.{missing[0]}, or {missing[0]} in its init_args"
-            raise _mistake(option, f"{value.make.__name__}: {names} {verb} required; {hint}")
-    for name, each in inner.items():
-        _check_complete(f"{option}.{name}", each)
-    for each in value if isinstance(value, list) else []:
+            raise _mistake(option, f"{value.make.__name__}: {missing[0]} is required; {hint}")
+    for each in inner if isinstance(inner, list) else []:
         _check_complete(option, each)
+    for name, each in inner.items() if isinstance(inner, dict) else []:
+        _check_complete(f"{option}.{name}", each)
 
 
 def _is_value(arg: str) -> bool:

@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import IO, Any
 
@@ -114,23 +115,15 @@ def _label(
         if not model.uses_query_set:
             why = "the images are normalised by each other; give a larger one, or --batch_norm inductive"
         raise UserError(f"--batch_size: {len(queries)} images are more than {size}, and {why}")
-    counts: Counter[str] = Counter()
-    abstained = 0
-    skipped: list[str] = []
-    try:
-        with replacing(Path(config.out)) as out:
-            batches, delimiter = _batches(queries, model, config, skipped), delimiter_of(config.out) or ","
-            abstained = _write(out, predictor, batches, counts, calibration, delimiter)
-            if not counts:
-                raise UserError(f"--query: none of {len(queries)} images can be read; the first: {skipped[0]}")
-    except OSError as error:
-        raise UserError(f"--out {config.out}: the file cannot be written ({error.strerror})") from error
+    counts, skipped = Counter[str](), list[str]()
+    with replacing(Path(config.out)) as out:
+        batches, delimiter = _batches(queries, model, config, skipped), delimiter_of(config.out) or ","
+        abstained = _write(out, predictor, batches, counts, calibration, delimiter)
+        if not counts:
+            raise UserError(f"--query: none of {len(queries)} images can be read; the first: {skipped[0]}")
     _show(predictor, support, left_out, counts)
     if calibration is not None:
-        print(
-            f"abstained from {abstained} of {counts.total()} images, for which no class is probable enough (column "
-            "abstained)"
-        )
+        print(f"abstained from {abstained} of {counts.total()} images, for which no class is probable enough")
     if skipped:
         print(f"{len(skipped)} of {len(queries)} images could not be read:", *skipped, sep="\nskipped: ")
     if model.uses_query_set:
@@ -229,7 +222,9 @@ def _write(
         cells: list[list[str]] = [[] for _ in files]
         if calibration is not None:
             sets, abstained = calibration.sets(probabilities).tolist(), calibration.abstained(probabilities).tolist()
-            cells = [[_as_list(classes, held), str(no).lower()] for held, no in zip(sets, abstained, strict=True)]
+            # A JSON list, since a label may hold any separator.
+            held = (json.dumps(list(compress(classes, inside)), ensure_ascii=False) for inside in sets)
+            cells = [[names, str(no).lower()] for names, no in zip(held, abstained, strict=True)]
             without += sum(abstained)
         for file, row, margin, of_set in zip(files, probabilities.tolist(), margins, cells, strict=True):
             label = classes[row.index(max(row))]
@@ -238,22 +233,10 @@ def _write(
     return without
 
 
-def _as_list(classes: Sequence[str], held: Sequence[bool]) -> str:
-    """The labels of a set as a JSON list, since a label may hold any separator."""
-    return json.dumps([name for name, inside in zip(classes, held, strict=True) if inside], ensure_ascii=False)
-
-
 def _show(predictor: Predictor, support: Counter[str], left_out: HeldOut | None, counts: Counter[str]) -> None:
     columns = ["labelled examples", *(["right if left out"] if left_out else []), "images given this label"]
     table = Table("class", *columns)
-
-    def add(name: str, *numbers: int) -> None:
-        examples, right, tried, labelled = map(str, numbers)
-        table.add_row(name, examples, *([f"{right} of {tried}"] if left_out else []), labelled)
-
-    right, tried = (left_out.right, left_out.tried) if left_out else (Counter[str](), Counter[str]())
     for name in predictor.classes:
-        add(escape(name), support[name], right[name], tried[name], counts[name])
-    table.add_section()
-    add("in all", support.total(), right.total(), tried.total(), counts.total())
+        right = [f"{left_out.right[name]} of {left_out.tried[name]}"] if left_out else []
+        table.add_row(escape(name), str(support[name]), *right, str(counts[name]))
     Console().print(table)

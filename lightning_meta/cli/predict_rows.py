@@ -51,10 +51,7 @@ def predict_rows(config: Namespace, model: Any) -> None:
     if ROW not in predictions:  # a target may be called so
         columns.insert(0, [ROW, *map(str, range(1, rows + 1))])
     of_table = spelling.delimiter or DELIMITERS.get(Path(config.table).suffix.lower(), ",")
-    try:
-        write_table(Path(config.out), zip(*columns, strict=True), delimiter_of(config.out) or of_table)
-    except OSError as error:
-        raise UserError(f"--out {config.out}: the file cannot be written ({error.strerror})") from error
+    write_table(Path(config.out), zip(*columns, strict=True), delimiter_of(config.out) or of_table)
     columns_of_targets = (predictions.get(f"abstained({target.name})", ()) for target in model.spec.table.targets)
     abstained = [cell for cells in columns_of_targets for cell in cells if cell is not None]
     if abstained:
