@@ -46,13 +46,10 @@ class Children:
         """Stop the runs that have not ended."""
         for process in self._running:
             process.terminate()
-        signals_before, deadline = self._signals.count, time.monotonic() + GRACE
-        while (
-            any(process.poll() is None for process in self._running)
-            and signals_before < 2
-            and self._signals.count == signals_before
-            and time.monotonic() < deadline
-        ):
+        before, deadline = self._signals.count, time.monotonic() + GRACE
+        while any(process.poll() is None for process in self._running):
+            if before >= 2 or self._signals.count > before or time.monotonic() >= deadline:
+                break
             time.sleep(0.02)
         for process in self._running:
             process.kill()  # does nothing to one that has ended

@@ -131,15 +131,12 @@ class MetaCLI(LightningCLI):
             super().instantiate_classes()
             if isinstance(self.model, Described):
                 refuse_unknown(self.model)
-        except UserError as error:
+        except BaseException as error:
             self.place.logger.discard()
-            error.args = (as_options(str(error), places_of(configured)),)
-            raise
-        except (TypeError, ValueError) as error:
-            self.place.logger.discard()
-            raise mistake_in(configured, error) or UserError(passed(error, "fit")) from error
-        except BaseException:
-            self.place.logger.discard()
+            if isinstance(error, UserError):
+                error.args = (as_options(str(error), places_of(configured)),)
+            elif isinstance(error, TypeError | ValueError):
+                raise mistake_in(configured, error) or UserError(passed(error, "fit")) from error
             raise
         self.config = configured
 

@@ -126,14 +126,9 @@ def _option(name: str, owner: str, places: list[Place], aliases: Mapping[str, st
     head, dot, tail = name.partition(".")
     if head in SECTIONS and dot:  # already an option
         return f"--{name}"
+    matches = [p for p in places if head in p.arguments and owner in ("", p.owner)]
     # Some names, such as `strategy`, are also arguments of the Trainer, whose errors Lightning reports: it comes last.
-    for of_trainer in (False, True):
-        matches = [p for p in places if (p.path == "trainer") == of_trainer and head in p.arguments]
-        matches = [p for p in matches if not owner or p.owner == owner]
-        if len(matches) > 1:  # arguments that are filled in from the data are null in the configuration
-            matches = [p for p in matches if p.arguments[head] is not None]
-        if len(matches) == 1:
-            return f"--{matches[0].path}.{head}{dot}{tail}"
-        if matches:
-            return None
-    return None
+    matches = [p for p in matches if p.path != "trainer"] or matches
+    if len(matches) > 1:  # arguments that are filled in from the data are null in the configuration
+        matches = [p for p in matches if p.arguments[head] is not None]
+    return f"--{matches[0].path}.{head}{dot}{tail}" if len(matches) == 1 else None

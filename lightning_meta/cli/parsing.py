@@ -130,8 +130,9 @@ def kept_by_optimizer(optimizer: Any, args: Sequence[str]) -> str | None:
     values = {name: value for name, value in vars(optimizer.init_args).items() if name in defaults.keys() - given}
     kept = [name for name, value in values.items() if value != defaults[name].default]
     shown = ", ".join(f"{name} {values[name]}" for name in kept)
-    advice = ", ".join(f"--model.optimizer.{name}" for name in kept)
-    return f"--model.optimizer {named} has {shown} from the configuration; change it by {advice}" if kept else None
+    if not kept:
+        return None
+    return f"--model.optimizer {named} has {shown} from the configuration; change it by --model.optimizer.{kept[0]}"
 
 
 def remember_networks(config: Any) -> None:
