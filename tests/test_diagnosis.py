@@ -228,9 +228,9 @@ def test_files_and_options_are_applied_in_order(capsys: pytest.CaptureFixture[st
 def test_an_option_is_compared_with_the_configuration_that_it_changes() -> None:
     base = {"data": MAML["data"], "ckpt_path": "runs/a"}
     with pytest.raises(UserError, match=r"^--data.shot: there is no such option of EpisodicDataModule; did you mean s"):
-        parse(make_parser(), ["--data.shot=1"], "test", base)
+        parse(make_parser(), ["--data.shot=1"], base)
     with pytest.raises(UserError, match=r"^--ckpt_path and --data must be given$"):
-        parse(make_parser(), ["--ways=2"], "test")
+        parse(make_parser(), ["--ways=2"])
 
 
 def test_an_object_that_cannot_be_created_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,7 +245,7 @@ def test_an_argument_that_the_parser_does_not_check_is_named(capsys: pytest.Capt
 def test_an_error_of_an_unknown_kind_is_shown_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Given, "check", lambda *_: None)
     with pytest.raises(UserError) as caught:
-        parse(make_parser(), ["--ways=[[]]"], "test")
+        parse(make_parser(), ["--ways=[[]]"])
     text = str(caught.value)
     assert "\n" not in text
     assert len(text) < 500

@@ -63,16 +63,7 @@ def file_of(run: Path, ways: int, shots: int) -> Path:
 
 
 def write_calibration(run: Path, about: Mapping[str, Any], found: Calibrated | CalibratedTable) -> Path:
-    """Write a calibration into its run directory, in place of the same from before.
-
-    Args:
-        run: The run directory.
-        about: The `identity` of the model.
-        found: The calibration and its measured coverage.
-
-    Returns:
-        Path of the file.
-    """
+    """Write a calibration of a model with this `identity` into its run directory; returns the path."""
     path, measured, content = run / OF_TABLE, dict[str, Any](found.measured), found.calibration._asdict()
     if isinstance(found, Calibrated):
         path = file_of(run, found.calibration.ways, found.calibration.shots)
@@ -93,10 +84,10 @@ def read_calibration(
 
     Args:
         ckpt_path: Run directory or checkpoint, as the user gave it.
-        module: The loaded model, with the command's options applied.
-        ways: N.
-        shots: K.
-        options: Options of the command with which the model was loaded, by name; None for those not given.
+        module: The model, loaded with the options.
+        ways: Number of classes.
+        shots: Number of examples of each.
+        options: Options of the command that change the model, by name; None for those not given.
 
     Raises:
         UserError: There is no calibration, it belongs to other weights or options, or the file is damaged.
@@ -166,13 +157,7 @@ def print_calibration(found: Calibrated, path: Path) -> None:
 
 
 def print_table_calibration(found: CalibratedTable, path: Path, spec: TableSpec) -> None:
-    """Print the results on the test split, in a table for numbers and one for classes, and the path of the file.
-
-    Args:
-        found: The calibration and its measured coverage.
-        path: Path of the file.
-        spec: Description of the training table, which has the units.
-    """
+    """Print the results on the test split, in a table for numbers and one for classes, and the path of the file."""
     tasks = {name: task for name, task in found.calibration.tasks.items() if task is not None}
     units = {target.name: target.unit for target in spec.targets}
     if spec.task_column:

@@ -29,9 +29,6 @@ class Children:
 
     A child is asked by SIGTERM, so that it writes a checkpoint, and killed after a minute or at a further signal. If
     this process is killed, its children stop by themselves.
-
-    Args:
-        signals: Signals that stop this process.
     """
 
     def __init__(self, signals: Signals) -> None:
@@ -58,13 +55,7 @@ class Children:
         self._running.clear()
 
     def start(self, arguments: Sequence[str], log: Path, threads: int | None = None) -> subprocess.Popen[bytes]:
-        """Start a run.
-
-        Args:
-            arguments: Options of `fit`.
-            log: File to which the output is appended.
-            threads: Number of threads of the run; by default that of this process.
-        """
+        """Start a run with these options of `fit`, whose output is appended to the log."""
         share = {} if threads is None else {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         with log.open("ab") as output:
             # A session of its own: Ctrl-C reaches this process alone, which passes it on once.

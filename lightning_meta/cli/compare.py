@@ -16,7 +16,7 @@ from lightning_meta.report.transfer.writing import FILES, log_report
 
 def compare(args: Sequence[str]) -> None:
     """Compare multi-task runs with a baseline, and write a table, CSV, JSON and figures."""
-    config = parse(compare_parser(), args, "compare")
+    config = parse(compare_parser(), args)
     refuse_existing("--out", [Path(config.out) / name for name in FILES], config.overwrite)
     show_report(compare_runs(config.runs, config.baseline), Path(config.out), config.wandb_project)
 
@@ -51,7 +51,7 @@ def compare_parser() -> Parser:
 
 def curves(args: Sequence[str]) -> None:
     """Draw a metric of several runs against the training step."""
-    config = parse(curves_parser(), args, "curves")
+    config = parse(curves_parser(), args)
     refuse_existing("--out", [Path(config.out)], config.overwrite)
     print(f"written to {compare_training(config.runs, config.out, config.metric)}")
 

@@ -30,7 +30,7 @@ from lightning_meta.cli.declared import (
     subclasses,
     type_of,
 )
-from lightning_meta.cli.helping import with_current_paths
+from lightning_meta.cli.helping import Parser, with_current_paths
 from lightning_meta.cli.shipped import shipped
 from lightning_meta.describing import fixed_options
 from lightning_meta.errors import UserError, similar, some_of
@@ -53,26 +53,17 @@ class Made:
 
 
 class Given:
-    """What the user gave; each value is checked when it is set.
+    """What the user gave to the parser of a command; each value is checked when it is set."""
 
-    Args:
-        parser: The parser of a command.
-        command: The command whose `--help` is recommended.
-    """
-
-    def __init__(self, parser: Any, command: str) -> None:
+    def __init__(self, parser: Parser) -> None:
         self.options = options_of(parser)
         self.of_strings = {string: action for action in parser._actions for string in action.option_strings}
         self.takes_files = "--print_config" in self.of_strings  # jsonargparse adds it beside an option for files
-        self.pointer = f"see lightning-meta {command} --help"
+        self.pointer = f"see lightning-meta {parser.command} --help"
         self.values: dict[str, Any] = {}
 
     def check(self, args: Sequence[str], base: Mapping[str, Any]) -> None:
-        """Check the options of a command.
-
-        Args:
-            args: The options.
-            base: A configuration that they change.
+        """Check the options of a command, which change a base configuration.
 
         Raises:
             UserError: One of them is wrong, or one is missing.

@@ -46,9 +46,6 @@ class MetaCLI(LightningCLI):
 
     There are no subcommands: with them, in Lightning the hyper-parameters of a checkpoint silently override the
     command line.
-
-    Args:
-        args: Options of the command.
     """
 
     config: Namespace
@@ -99,7 +96,8 @@ class MetaCLI(LightningCLI):
         """Parse the options, and find the run directory to resume."""
         with parsing():
             check_fit_configs(args)
-            self.config = parse(parser, with_own_paths(with_save_dir(args)), "fit")
+            assert isinstance(parser, Parser)
+            self.config = parse(parser, with_own_paths(with_save_dir(args)))
         if self.config.get("model") is None:
             raise UserError("--model must be given; name a configuration with --config FILE")
         if line := kept_by_optimizer(self.config.model.get("init_args", Namespace()).get("optimizer"), args):

@@ -105,19 +105,14 @@ def _shortened(listed: str) -> str:
 
 
 class Parser(LightningArgumentParser):
-    """The parser of a command, with a short `--help`. jsonargparse uses the class for the arguments of classes, too.
-
-    Args:
-        *args: Arguments of Lightning's parser.
-        command: Name of the command; None for the arguments of a class.
-        **options: Options of Lightning's parser.
-    """
+    """The parser of a command, with a short `--help`. jsonargparse makes one without a command for each class."""
 
     def __init__(self, *args: Any, command: str | None = None, **options: Any) -> None:
         if command is not None:
             options |= {"prog": f"lightning-meta {command}", "exit_on_error": False, "allow_abbrev": False}
         super().__init__(*args, **{"formatter_class": HelpFormatter, **options})
-        self._of_command = self._short = command is not None
+        self.command = command
+        self._short = command is not None
 
     def add_help_all(self) -> None:
         """Add `--help_all`, for a command whose `--help` leaves out the options of a section."""
@@ -141,7 +136,7 @@ class Parser(LightningArgumentParser):
         For `--data.source.delimiter null` jsonargparse passes `--delimiter=None` to the parser of the class, in
         Python's syntax, which would be read as text.
         """
-        arg_string = arg_string if self._of_command else _with_null(arg_string)
+        arg_string = _with_null(arg_string) if self.command is None else arg_string
         return super()._parse_optional(arg_string)  # type: ignore[no-untyped-call]
 
     def _load_config_parser_mode(self, content: str, *args: Any, **options: Any) -> Namespace:

@@ -15,19 +15,14 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_meta.cli.diagnosis import LONGEST, Given
+from lightning_meta.cli.helping import Parser
 from lightning_meta.errors import UserError, reason_of
 
 EXTRAS = {"wandb": "wandb", "optuna": "sweep", "onnx": "export", "onnxscript": "export"}  # extra by package
 
 
-def parse(parser: Any, args: Sequence[str], command: str, base: Mapping[str, Any] | None = None) -> Any:
-    """Parse the options of a command.
-
-    Args:
-        parser: The parser of the command.
-        args: The options.
-        command: The command whose `--help` is recommended.
-        base: A configuration that the options change.
+def parse(parser: Parser, args: Sequence[str], base: Mapping[str, Any] | None = None) -> Any:
+    """Parse the options of a command, which change a base configuration.
 
     Raises:
         UserError: The option, what was received, what was expected, and a suggestion.
@@ -35,8 +30,8 @@ def parse(parser: Any, args: Sequence[str], command: str, base: Mapping[str, Any
     try:
         return parser.parse_args(list(args), namespace=None if base is None else parser.parse_object(base))
     except ArgumentError as error:
-        Given(parser, command).check(args, base or {})
-        raise UserError(passed(error, command)) from error
+        Given(parser).check(args, base or {})
+        raise UserError(passed(error, str(parser.command))) from error
 
 
 def passed(error: BaseException, command: str) -> str:

@@ -95,15 +95,7 @@ def places_of(config: Namespace) -> list[Place]:
 
 @contextmanager
 def naming_options(config: Namespace, aliases: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Replace argument names by options in errors that are raised while a command runs.
-
-    Args:
-        config: The configuration of the command.
-        aliases: Options to use instead, by argument name.
-
-    Raises:
-        UserError: The same error, with options in its message.
-    """
+    """Replace argument names by options, as `as_options` does, in errors that are raised while a command runs."""
     try:
         yield
     except UserError as error:

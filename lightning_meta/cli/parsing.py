@@ -65,12 +65,7 @@ def with_own_paths(args: Sequence[str]) -> list[str]:
 
 
 def refuse_existing(option: str, files: Iterable[Path], overwrite: bool) -> None:
-    """Refuse to replace a file; called before anything is computed.
-
-    Args:
-        option: The option that names the files, such as "--out".
-        files: The files to be written.
-        overwrite: The value of `--overwrite`.
+    """Refuse to replace files that an option such as "--out" names; called before anything is computed.
 
     Raises:
         UserError: One of the files exists.
@@ -90,12 +85,7 @@ def with_save_dir(args: Sequence[str]) -> list[str]:
 
 
 def log_into_run(trainer: Namespace, run: RunLogger) -> None:
-    """Set the folder of loggers without one to the run directory.
-
-    Args:
-        trainer: Options of the Trainer; those of its loggers are changed in place.
-        run: Logger of the run directory.
-    """
+    """Set the folder of loggers without one to the run directory, in the options of the Trainer."""
     if trainer.get("fast_dev_run"):  # the Trainer replaces all loggers by one that writes nothing
         return
     for logger in as_list(trainer.get("logger")):

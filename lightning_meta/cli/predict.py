@@ -46,7 +46,7 @@ ROUNDED = "{:.6f}"
 
 def predict(args: Sequence[str]) -> None:
     """Print the leave-one-out accuracy of the labelled images, and write the predictions for other images or rows."""
-    config = parse(make_parser(), args, "predict")
+    config = parse(make_parser(), args)
     check(config)
     with naming_options(config, ALIASES):
         _predict(config)

@@ -32,11 +32,7 @@ def shipped(folder: Path = FOLDER) -> dict[str, Path]:
 
 
 def with_shipped(args: Sequence[str], folder: Path = FOLDER) -> list[str]:
-    """Replace the name in `--config NAME` by the path of the shipped file, unless a file of this name exists.
-
-    Args:
-        args: Options of a command.
-        folder: Folder of its configurations.
+    """Replace the name in `--config NAME` by the path of the file in a folder, unless a file of this name exists.
 
     Raises:
         UserError: There is neither such a file nor such a shipped configuration.
@@ -77,9 +73,6 @@ def as_given(file: str | Path) -> str:
 
 def configs(args: Sequence[str]) -> None:
     """List the names of the shipped configurations, describe those whose name contains a word, or print one.
-
-    Args:
-        args: A name or a word, or nothing.
 
     Raises:
         UserError: There is no such configuration.

@@ -209,7 +209,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namespace, Path]:
+def _parse(parser: Parser, args: Sequence[str]) -> tuple[Namespace, Path]:
     """The configuration of the run with the options applied, and the checkpoint."""
     # The options that are needed to find the configuration of the run.
     path_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -219,7 +219,7 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
     first, _ = path_parser.parse_known_args(list(args))
     if first.ckpt_path is None:
         with suppress(UserError):
-            parse(parser, args, "test")  # shows the help that was asked for, and exits
+            parse(parser, args)  # shows the help that was asked for, and exits
         raise UserError("--ckpt_path: name a run directory or a checkpoint, such as runs/protonet_glyphs/0")
     checkpoint = find_checkpoint(first.ckpt_path)
     run = run_directory_of(checkpoint)
@@ -242,7 +242,7 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         base = without_machine(base)
         check_untrusted(base, file)
     with parsing():
-        config = parse(parser, args, "test", {**base, "ckpt_path": first.ckpt_path})
+        config = parse(parser, args, {**base, "ckpt_path": first.ckpt_path})
     check_seed(config.seed_everything, as_option)
     check_trainer(config.trainer, "test", as_option)
     for name in ("ways", "shots"):

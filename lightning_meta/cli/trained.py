@@ -32,11 +32,7 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 
 def load_trained(checkpoint: Path, config: Namespace) -> Any:
-    """Load a model.
-
-    Args:
-        checkpoint: The checkpoint file.
-        config: The options of the command, with those of `add_model_options`.
+    """Load a model with the options of `add_model_options`.
 
     Raises:
         UserError: The model has no such option, or `lightning_meta.load` refuses.
