@@ -30,14 +30,14 @@ from lightning_meta.cli.trained import add_model_options, load_trained
 from lightning_meta.cli.trust import check_untrusted, read_configuration, without, without_machine
 from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule
 from lightning_meta.errors import UserError
-from lightning_meta.fitting.calibration import TASKS, calibrate_by
+from lightning_meta.fitting.calibration import TASKS, Calibrated, calibrate_by
 from lightning_meta.fitting.checks import check_machine, check_seed, check_trainer
 from lightning_meta.fitting.evaluation import Evaluation, evaluate_by
 from lightning_meta.fitting.grid import print_grid, write_grid
 from lightning_meta.fitting.importance import Importance, permutation_importance
 from lightning_meta.fitting.progress_bar import progress_bar
 from lightning_meta.fitting.summary import print_summary, without_mean, write_outcome
-from lightning_meta.fitting.table_calibration import calibrate_table_by
+from lightning_meta.fitting.table_calibration import CalibratedTable, calibrate_table_by
 from lightning_meta.fitting.trained_data import warn_of_other_training_data
 from lightning_meta.import_paths import lies_in, real_path
 from lightning_meta.loading import find_checkpoint
@@ -54,6 +54,7 @@ from lightning_meta.run.results import facts, test_facts, write_report
 # Options and the arguments of the data module that they set.
 OF_DATA = {"ways": "test_ways", "shots": "test_shots", "queries": "test_queries", "tasks": "test_tasks"}
 OF_DATA |= {"task_list": "test_task_list"}
+ALIASES = {name: f"--{option}" for option, argument in OF_DATA.items() for name in (option, argument)}
 DRAWN = ("ways", "shots", "queries", "tasks")
 MOST_TASKS, MOST_COLUMNS = 20, 5  # in the printed table of importances
 TRAINER = ("accelerator", "devices", "precision", "strategy", "num_nodes", "deterministic", "inference_mode")
@@ -79,16 +80,13 @@ def test(args: Sequence[str]) -> None:
         trainer = Trainer(**{**options, "logger": False, "callbacks": callbacks, "enable_checkpointing": False})
     except (TypeError, ValueError) as error:
         raise UserError(f"--trainer: {error}") from error
-    set_options = [name for name in OF_DATA if config[name] is not None]
     if config.calibrate is not None:
         assert run is not None
         _calibrate(config, trainer, module, objects["data"], run)
-        if trainer.is_global_zero:
-            warn_of_other_training_data(getattr(module, "run_record", None), objects["data"])
         return
     logger = RunLogger(run if run else Path("runs"), "tests")
     evaluations: list[Evaluation] = []
-    with naming_options(config, {n: f"--{name}" for name in set_options for n in (name, OF_DATA[name])}):
+    with naming_options(config, ALIASES):
         if isinstance(config.ways, list) or isinstance(config.shots, list):
             instance("--ckpt_path", module, MetaModule)
             instance("--data", objects["data"], EpisodicDataModule)
@@ -130,37 +128,35 @@ def _print_importances(importances: Sequence[Importance]) -> None:
 
 def _check_importance(module: Any, data: Any) -> None:
     """Refuse `--importance` without the columns of a table, before anything is computed."""
-    if not isinstance(module, MultiTaskModule) or not isinstance(data, MultiTaskDataModule):
-        raise UserError(
-            f"--importance: {type(module).__name__} has no named tasks on the columns of a table; leave it out"
-        )
-    if module.spec.table is None:
+    named = isinstance(module, MultiTaskModule) and isinstance(data, MultiTaskDataModule)
+    if not named or module.spec.table is None:
         raise UserError("--importance: the model was not trained on a lightning_meta.sources.Table; leave it out")
 
 
 def _calibrate(config: Namespace, trainer: Trainer, module: Any, data: Any, run: Path) -> None:
     """Calibrate the model on validation tasks or rows, and store the calibration in the run directory."""
     about = identity(module)  # before the Trainer converts weights to its precision
-    if isinstance(module, MultiTaskModule) and isinstance(data, MultiTaskDataModule):
-        with naming_options(config, {"coverage": "--calibrate", "module": "--calibrate", "data": "--data"}):
-            of_table = calibrate_table_by(trainer, module, data, config.calibrate)
-        if trainer.is_global_zero:
-            assert module.spec.table is not None  # otherwise it cannot be calibrated
-            print_table_calibration(of_table, write_calibration(run, about, of_table), module.spec.table)
-        return
-    if not isinstance(module, MetaModule) or not isinstance(data, EpisodicDataModule):
-        raise UserError(
-            f"--calibrate: {type(module).__name__} is neither a few-shot classifier nor a model of a table, and only "
-            "these can be calibrated"
-        )
-    sizes = {name: config[name] for name in ("ways", "shots", "queries")}
-    options = {n: f"--{o}" for o, argument in OF_DATA.items() for n in (o, argument)} | {"coverage": "--calibrate"}
-    with naming_options(config, {**options, "batch_norm": "--batch_norm", "module": "--calibrate"}):
-        calibration = calibrate_by(
-            trainer, module, data, coverage=config.calibrate, tasks=config.tasks or TASKS, **sizes
-        )
+    own = {"coverage": "--calibrate", "module": "--calibrate", "data": "--data", "batch_norm": "--batch_norm"}
+    found: Calibrated | CalibratedTable
+    with naming_options(config, ALIASES | own):
+        if isinstance(module, MultiTaskModule) and isinstance(data, MultiTaskDataModule):
+            found = calibrate_table_by(trainer, module, data, config.calibrate)
+        elif isinstance(module, MetaModule) and isinstance(data, EpisodicDataModule):
+            sizes = {name: config[name] for name in ("ways", "shots", "queries")}
+            sizes["tasks"] = config.tasks or TASKS
+            found = calibrate_by(trainer, module, data, coverage=config.calibrate, **sizes)
+        else:
+            raise UserError(
+                f"--calibrate: {type(module).__name__} is neither a few-shot classifier nor a model of a table, and "
+                "only these can be calibrated"
+            )
     if trainer.is_global_zero:
-        print_calibration(calibration, write_calibration(run, about, calibration))
+        path = write_calibration(run, about, found)
+        if isinstance(found, Calibrated):
+            print_calibration(found, path)
+        else:
+            print_table_calibration(found, path, module.spec.table)
+        warn_of_other_training_data(getattr(module, "run_record", None), data)
 
 
 def _instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespace:
@@ -171,8 +167,7 @@ def _instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespac
     except (TypeError, ValueError) as error:
         message = str(mistake_in(Namespace(data=config.data), error) or passed(error, "test"))
         for option, argument in OF_DATA.items():
-            if config[option] is not None:
-                message = message.replace(f"--data.{argument}:", f"--{option}:")
+            message = message.replace(f"--data.{argument}:", f"--{option}:")
         raise UserError(message) from error
 
 
