@@ -39,13 +39,11 @@ def compare_parser() -> Parser:
         "paired with the baseline by seed.",
     )
     runs = "A run directory (runs/multi_head/0), or a folder of versions for all of them (runs/multi_head)."
-    parser.add_argument("runs", nargs="+", metavar="RUN", help=runs)
-    baseline = "The runs to compare with."
-    parser.add_argument("--baseline", nargs="+", action="extend", required=True, metavar="RUN", help=baseline)
-    parser.add_argument("--out", default="report", metavar="FOLDER", help="The report; by default report.")
-    parser.add_argument("--overwrite", action="store_true", help="Replace existing files.")
-    project = "Log the report to this W&B project as well."
-    parser.add_argument("--wandb_project", type=str | None, metavar="NAME", help=project)
+    parser.option("runs RUN...", str, runs)
+    parser.option("--baseline RUN...", str, "The runs to compare with.", required=True)
+    parser.option("--out FOLDER", str, "The report; by default report.", default="report")
+    parser.option("--overwrite", bool, "Replace existing files.")
+    parser.option("--wandb_project NAME", str | None, "Log the report to this W&B project as well.")
     return parser
 
 
@@ -63,10 +61,9 @@ def curves_parser() -> Parser:
         usage="lightning-meta curves RUN... [options]",
         description="Draw a metric of several runs against the training step, in one figure.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="A run directory, such as runs/protonet_glyphs/0.")
+    parser.option("runs RUN...", str, "A run directory, such as runs/protonet_glyphs/0.")
     metric = "Name of the metric in metrics.csv; by default val/accuracy."
-    parser.add_argument("--metric", type=str, default="val/accuracy", metavar="NAME", help=metric)
-    figure = "File of the figure; by default curves.png."
-    parser.add_argument("--out", type=str, default="curves.png", metavar="FILE", help=figure)
-    parser.add_argument("--overwrite", action="store_true", help="Replace existing files.")
+    parser.option("--metric NAME", str, metric, default="val/accuracy")
+    parser.option("--out FILE", str, "File of the figure; by default curves.png.", default="curves.png")
+    parser.option("--overwrite", bool, "Replace existing files.")
     return parser

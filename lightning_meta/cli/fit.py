@@ -82,14 +82,11 @@ class MetaCLI(LightningCLI):
         of_lightning["seed_everything"].metavar = "N"
         of_lightning["seed_everything"].help = "Seed of all generators; by default 0."
         parser.add_help_all()
-        name = "Name of the run; by default the configuration's."
-        parser.add_argument("--name", type=str | None, metavar="NAME", help=name)
-        runs = "Folder of all runs; by default runs."
-        parser.add_argument("--runs", type=str, default="runs", metavar="FOLDER", help=runs)
-        checkpoint = "Resume this run, or the newest run of this name."
-        parser.add_argument("--ckpt_path", type=str | None, metavar="RUN|last", help=checkpoint)
+        parser.option("--name NAME", str | None, "Name of the run; by default the configuration's.")
+        parser.option("--runs FOLDER", str, "Folder of all runs; by default runs.", default="runs")
+        parser.option("--ckpt_path RUN|last", str | None, "Resume this run, or the newest run of this name.")
         changes = "Resume even if options that affect the results have changed; they apply from then on."
-        parser.add_argument("--allow_changes", action="store_true", help=changes)
+        parser.option("--allow_changes", bool, changes)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

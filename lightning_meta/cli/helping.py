@@ -114,6 +114,17 @@ class Parser(LightningArgumentParser):
         self.command = command
         self._short = command is not None
 
+    def option(self, named: str, kind: Any, text: str, **more: Any) -> None:
+        """Add an option, such as `--out FILE` or `--keep COLUMN...`, or a switch, whose kind is bool."""
+        name, _, value = named.partition(" ")
+        if kind is bool:
+            more["action"] = "store_true"
+        else:
+            more |= {"type": kind, "metavar": value.removesuffix("...")}
+        if value.endswith("..."):
+            more |= {"nargs": "+", "action": "extend"}
+        self.add_argument(name, help=text, **more)
+
     def add_help_all(self) -> None:
         """Add `--help_all`, for a command whose `--help` leaves out the options of a section."""
         self.add_argument("--help_all", action=_HelpAll, help="Explain every option and exit.")

@@ -39,32 +39,24 @@ def make_parser() -> Parser:
         "classes may be new to the model.",
     )
     add_model_options(parser)
-    add = parser.add_argument
-    add("--table", type=str | None, metavar="FILE", help="New rows, with the feature columns of training.")
-    columns = "Columns of --table, such as IDs, to copy into the predictions."
-    add("--keep", type=str, nargs="+", action="extend", metavar="COLUMN", help=columns)
-    separator = "Separator of the columns of a CSV file, --table or --labels, such as ';'."
-    add("--delimiter", type=str | None, metavar="C", help=separator)
-    mark = "Decimal mark of --table; by default that of training."
-    add("--decimal", type=Literal[".", ","] | None, metavar="C", help=mark)
-    add("--support", type=str | None, metavar="FOLDER", help="Labelled images, in a folder for each class.")
-    labels = "A table of their labels (columns file and label), instead of a folder for each class."
-    add("--labels", type=str | None, metavar="FILE", help=labels)
-    queries = "Images to label: files, or folders with images."
-    add("--query", type=str, nargs="+", action="extend", metavar="FILE", help=queries)
-    add("--invert", action="store_true", help="Turn dark into light, for images of dark strokes on white.")
-    add("--skip_unreadable", action="store_true", help="Skip images that cannot be read.")
-    predictions = "The predictions, as CSV; by default predictions.csv. With .tsv, tabs separate the columns."
-    add("--out", type=str, default="predictions.csv", metavar="FILE", help=predictions)
-    exported = "Write the model, or with --support the learned task, to FILE.pt2 or FILE.onnx."
-    add("--export", type=str | None, metavar="FILE", help=exported)
-    sets = "Also write sets of labels, or intervals of numbers; this requires a `test --calibrate` of the run."
-    add("--calibrated", action="store_true", help=sets)
-    add("--overwrite", action="store_true", help="Replace existing files.")
-    at_once = f"Images or rows at a time; by default {IMAGES_AT_ONCE} images."
-    add("--batch_size", type=int | None, metavar="N", help=at_once)
-    device = "cpu, cuda, ...; the default, auto, takes an accelerator."
-    add("--device", type=str, default="auto", metavar="DEVICE", help=device)
+    add, text = parser.option, str | None
+    add("--table FILE", text, "New rows, with the feature columns of training.")
+    add("--keep COLUMN...", str, "Columns of --table, such as IDs, to copy into the predictions.")
+    add("--delimiter C", text, "Separator of the columns of a CSV file, --table or --labels, such as ';'.")
+    add("--decimal C", Literal[".", ","] | None, "Decimal mark of --table; by default that of training.")
+    add("--support FOLDER", text, "Labelled images, in a folder for each class.")
+    add("--labels FILE", text, "A table of their labels (columns file and label), instead of a folder for each class.")
+    add("--query FILE...", str, "Images to label: files, or folders with images.")
+    add("--invert", bool, "Turn dark into light, for images of dark strokes on white.")
+    add("--skip_unreadable", bool, "Skip images that cannot be read.")
+    out = "The predictions, as CSV; by default predictions.csv. With .tsv, tabs separate the columns."
+    add("--out FILE", str, out, default="predictions.csv")
+    add("--export FILE", text, "Write the model, or with --support the learned task, to FILE.pt2 or FILE.onnx.")
+    calibrated = "Also write sets of labels, or intervals of numbers; this requires a `test --calibrate` of the run."
+    add("--calibrated", bool, calibrated)
+    add("--overwrite", bool, "Replace existing files.")
+    add("--batch_size N", int | None, f"Images or rows at a time; by default {IMAGES_AT_ONCE} images.")
+    add("--device DEVICE", str, "cpu, cuda, ...; the default, auto, takes an accelerator.", default="auto")
     return parser
 
 

@@ -181,24 +181,22 @@ def make_parser() -> Parser:
         "lightning-meta test --help_all lists them,\n--data.help EpisodicDataModule those of a data module.",
     )
     parser.add_help_all()
-    add = parser.add_argument
     add_model_options(parser)
-    sizes, number = int | list[int] | str | None, int | None
-    add("--ways", type=sizes, metavar="N[,N...]", help="Classes in a test task; several give a table.")
-    add("--shots", type=sizes, metavar="K[,K...]", help="Support examples of a class; several give a table.")
-    add("--queries", type=number, metavar="Q", help="Query examples of a class.")
-    add("--tasks", type=number, metavar="T", help="Test tasks, of each way and shot.")
+    add, sizes = parser.option, int | list[int] | str | None
+    add("--ways N[,N...]", sizes, "Classes in a test task; several give a table.")
+    add("--shots K[,K...]", sizes, "Support examples of a class; several give a table.")
+    add("--queries Q", int | None, "Query examples of a class.")
+    add("--tasks T", int | None, "Test tasks, of each way and shot.")
     tasks = "Test on the tasks listed in this file, or in the folder of Omniglot's one-shot runs, and draw none."
-    add("--task_list", type=str | None, metavar="FILE", help=tasks)
+    add("--task_list FILE", str | None, tasks)
     calibration = (
         "Instead of a test, calibrate the model on validation tasks, or on the validation rows of a table: predict can "
         "then write sets of labels that contain the true label for this share of images or rows."
     )
-    add("--calibrate", type=float | None, metavar="SHARE", help=calibration)
-    add("--importance", action="store_true", help="Also measure how much each column of a table matters.")
-    data = "Configuration with other data; by default that of the run."
-    add("--config", type=str | None, metavar="NAME|FILE", help=data)
-    add("--seed_everything", type=int, default=0, metavar="N", help="Seed of all generators; by default the run's.")
+    add("--calibrate SHARE", float | None, calibration)
+    add("--importance", bool, "Also measure how much each column of a table matters.")
+    add("--config NAME|FILE", str | None, "Configuration with other data; by default that of the run.")
+    add("--seed_everything N", int, "Seed of all generators; by default the run's.", default=0)
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=True)
     return parser

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from lightning_meta.checks import whole
+from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.trust import SUGGESTED_FIX
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import UntrustedClassError
@@ -18,17 +19,13 @@ from lightning_meta.specifications import class_paths
 OF_MODEL = {"steps": "test_inner_steps", "batch_norm": "batch_norm"}
 
 
-def add_model_options(parser: ArgumentParser) -> None:
+def add_model_options(parser: Parser) -> None:
     """Add the options that choose a model and what replaces the options that it was trained with."""
-    checkpoint = "A run (its best checkpoint) or a checkpoint."
-    parser.add_argument("--ckpt_path", type=str, required=True, metavar="RUN", help=checkpoint)
-    steps = "Inner steps, for methods with an inner loop."
-    parser.add_argument("--steps", type=int | None, metavar="S", help=steps)
+    parser.option("--ckpt_path RUN", str, "A run (its best checkpoint) or a checkpoint.", required=True)
+    parser.option("--steps S", int | None, "Inner steps, for methods with an inner loop.")
     statistics = "transductive, inductive or running: the statistics that normalise query examples."
-    norms = Literal["transductive", "inductive", "running"] | None
-    parser.add_argument("--batch_norm", type=norms, metavar="WHICH", help=statistics)
-    own_classes = "Also import classes of your own that the run uses, which runs their code."
-    parser.add_argument("--trust", action="store_true", help=own_classes)
+    parser.option("--batch_norm WHICH", Literal["transductive", "inductive", "running"] | None, statistics)
+    parser.option("--trust", bool, "Also import classes of your own that the run uses, which runs their code.")
 
 
 def load_trained(checkpoint: Path, config: Namespace) -> Any:
