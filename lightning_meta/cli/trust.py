@@ -7,7 +7,6 @@ therefore be in the modules below, and strings are accepted only where the type 
 
 from __future__ import annotations
 
-import inspect
 import re
 import types
 import typing
@@ -20,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from lightning_meta.describing import options_of
+from lightning_meta.cli.declared import arguments_of, type_of
 from lightning_meta.errors import UserError, reason_of
 from lightning_meta.import_paths import import_class, lies_in, real_path
 from lightning_meta.reading import read_yaml
@@ -95,15 +94,17 @@ def _check_object(spec: Any, key: str) -> None:
         raise UserError(f"{key} names the class {path}, which is not one of lightning_meta.data")
     if not _named(args):
         raise UserError(f"{key}: {path} has no arguments by name")
-    hints, defaults = _hints(cls), options_of(cls)
+    declared = arguments_of(cls)
     for name, value in args.items():
         if metric := next(_metrics_by_path({name: value}), None):
             raise UserError(f"{key}.{name} names the metric {metric}, which may be any code")
         if isinstance(value, Mapping) and "class_path" in value:
             _check_object(value, f"{key}.{name}")
-        elif name == "url" and name in defaults and value != defaults[name].default:
+        elif name == "url" and name in declared and value != declared[name].default:
             raise UserError(f"{key}.url is {repr(value)}, and not where the data set's authors publish it")
-        elif not (value is None or isinstance(value, bool | int | float) or _is_plain(hints.get(name))):
+        elif isinstance(value, bool | int | float | None):
+            continue
+        elif name not in declared or not _is_plain(type_of(declared[name])):
             raise UserError(f"{key}.{name} is {repr(value)}, which may name anything")
 
 
@@ -118,15 +119,6 @@ def _metrics_by_path(value: Any) -> Iterator[str]:
         return
     for inner in value:
         yield from _metrics_by_path(inner)
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    """The types of a constructor's arguments, including inherited ones."""
-    hints: dict[str, Any] = {}
-    for parent in inspect.getmro(cls):
-        if "__init__" in vars(parent) and parent.__module__.startswith("lightning_meta."):
-            hints = {**typing.get_type_hints(parent.__init__), **hints}  # type: ignore[misc]
-    return hints
 
 
 def _is_plain(hint: Any) -> bool:
