@@ -91,10 +91,9 @@ class MetaCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the options, and find the run directory to resume."""
-        with parsing():
-            check_fit_configs(args)
-            assert isinstance(parser, Parser)
-            self.config = parse(parser, with_own_paths(with_save_dir(args)))
+        check_fit_configs(args)
+        assert isinstance(parser, Parser)
+        self.config = parse(parser, with_own_paths(with_save_dir(args)))
         if self.config.get("model") is None:
             raise UserError("--model must be given; name a configuration with --config FILE")
         if line := kept_by_optimizer(self.config.model.get("init_args", Namespace()).get("optimizer"), args):

@@ -23,7 +23,7 @@ from lightning_meta.cli.calibrating import (
     write_calibration,
 )
 from lightning_meta.cli.helping import Parser
-from lightning_meta.cli.messages import parse, parsing, passed
+from lightning_meta.cli.messages import parse, passed
 from lightning_meta.cli.options import as_option, naming_options
 from lightning_meta.cli.parsing import mistake_in
 from lightning_meta.cli.trained import add_model_options, load_trained
@@ -234,8 +234,7 @@ def _parse(parser: Parser, args: Sequence[str]) -> tuple[Namespace, Path]:
     if not first.config and not first.trust:  # a configuration that the user names is trusted, like code
         base = without_machine(base)
         check_untrusted(base, file)
-    with parsing():
-        config = parse(parser, args, {**base, "ckpt_path": first.ckpt_path})
+    config = parse(parser, args, {**base, "ckpt_path": first.ckpt_path})
     check_seed(config.seed_everything, as_option)
     check_trainer(config.trainer, "test", as_option)
     for name in ("ways", "shots"):
