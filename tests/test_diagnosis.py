@@ -205,6 +205,10 @@ FILES: dict[str, tuple[Any, str]] = {
         {"data": {"class_path": "EpisodicDataModule", "init_args": None}},
         "--data.init_args: expected Mapping, such as {NAME: VALUE}, got null",
     ),
+    "arguments that are a number": (
+        {"model": {"class_path": "lightning_meta.MAML", "init_args": 1}},
+        "--model.init_args: expected Mapping, such as {NAME: VALUE}, got 1",
+    ),
     "no model": ({"model": None}, "--model must be given; name a configuration with --config FILE"),
 }
 

@@ -128,7 +128,8 @@ def undescribed(spec: Any, option: str = "") -> Iterator[str]:
     if marked(spec, "instance"):
         yield option
         return
-    for name, value in (spec.get("init_args") or {} if marked(spec, "class_path") else spec).items():
+    arguments = spec.get("init_args") if marked(spec, "class_path") else spec
+    for name, value in arguments.items() if isinstance(arguments, Mapping) else ():
         yield from undescribed(value, f"{option}.{name}" if option else str(name))
 
 
