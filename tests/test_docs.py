@@ -25,6 +25,7 @@ from PIL import Image
 import lightning_meta
 from lightning_meta.cli import main
 from lightning_meta.cli.ladder.file import read_ladder
+from lightning_meta.cli.main import MODULES
 from lightning_meta.cli.sweep.file import read_sweep
 from lightning_meta.describing import fixed_options
 from lightning_meta.import_paths import import_class, public_path
@@ -79,8 +80,8 @@ def parsed(command: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
         assert not ended.value.code
         return yaml.safe_load(capsys.readouterr().out) if asked else {}
     if name in ("predict", "compare", "curves", "ladder", "sweep"):
-        room = f"{name}.command" if name in ("ladder", "sweep") else name
-        parser = importlib.import_module(f"lightning_meta.cli.{room}").make_parser()
+        room = importlib.import_module(f"lightning_meta.cli.{MODULES[name]}")
+        parser = getattr(room, f"{name}_parser" if name in ("compare", "curves") else "make_parser")()
         if name == "ladder":
             given, of_fit = parser.parse_known_args(options)
             read_ladder(given.config, Path("runs"), given.seeds, given.rungs, of_fit)

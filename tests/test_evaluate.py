@@ -301,7 +301,7 @@ def test_mistakes_of_the_command_are_its_own_options(here: Path, capsys: pytest.
         ("--ways=1", "--ways: a number from 2 up is needed; got 1"),
         ("--shots=x", "--shots: expected a whole number, or several, such as 5,20; got 'x'"),
         ("--shots=1,,2", "--shots: expected a whole number, or several, such as 5,20; got '1,,2'"),
-        ("--shots=1,50", "--shots + --data.queries: 50 + 4 = 54 examples a class were asked for"),
+        ("--shots=1,50", "--shots + --queries: 50 + 4 = 54 examples a class were asked for"),
     ):
         assert main([*TEST, option]) == 2
         said = capsys.readouterr().err

@@ -367,7 +367,8 @@ def test_a_method_that_labels_a_query_as_a_whole_says_what_it_assumes(
     assert "PTMAP takes all classes to be equally frequent among them (transductive)" in capsys.readouterr().out
     assert predict(run, "--out", "few.csv", "--batch_size", "5") == 2
     assert (
-        "PTMAP labels all images of a query together, and 12 are more than 5; give a larger" in capsys.readouterr().err
+        "12 images are more than 5, and PTMAP labels all images of a query together; give a larger"
+        in capsys.readouterr().err
     )
     (one, *_) = sorted(Path("query").iterdir())
     assert predict(run, "--out", "few.csv", "--query", str(one)) == 2
@@ -385,7 +386,7 @@ def test_images_that_cannot_be_read(trained: Path, capsys: pytest.CaptureFixture
     assert not Path("predictions.csv").exists()
     assert predict(run, "--skip_unreadable") == 0
     said = capsys.readouterr().out
-    assert "1 image could not be read" in said
+    assert "images could not be read:" in said
     assert "skipped: query/broken.png" in said
     assert len(rows()) == 12
     Path("predictions.csv").unlink()

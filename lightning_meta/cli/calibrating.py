@@ -26,7 +26,7 @@ from lightning_meta.meta import MetaModule
 from lightning_meta.meta.calibration import Calibration
 from lightning_meta.meta.export import OPTIONS
 from lightning_meta.multitask import MultiTaskModule
-from lightning_meta.multitask.calibration import LabelCalibration, Measured, NumberCalibration, TableCalibration
+from lightning_meta.multitask.calibration import LabelCalibration, NumberCalibration, TableCalibration
 from lightning_meta.reading import check_regular, read_text, refuse_link
 from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.files import replacing
@@ -35,18 +35,23 @@ from lightning_meta.tasks.table import TableSpec
 
 OF_TABLE = "calibration_table.json"
 SHOWN = 20  # targets that are printed; all are in the file
-OF_ABSTENTION = {"accuracy": "accuracy", "abstained": "abstained", "accuracy_of_rest": "accuracy of the rest"}
 MEASURES = {
-    **{"coverage": "label in the set", "set_size": "labels in a set"},
-    **OF_ABSTENTION,
-    **{"abstained_other_classes": "abstained, images of other classes", "open_set_auroc": "open-set AUROC"},
+    "coverage": "label in the set",
+    "set_size": "labels in a set",
+    "accuracy": "accuracy",
+    "abstained": "abstained",
+    "accuracy_of_rest": "accuracy of the rest",
+    "abstained_other_classes": "abstained, images of other classes",
+    "open_set_auroc": "open-set AUROC",
 }
 OF_NUMBERS = {"coverage": "in the interval", "width": "interval width"}
 OF_CLASSES = {
-    **{"coverage": "in the set", "set_size": "labels\nin a set"},
-    **{**OF_ABSTENTION, "abstained": "abstains", "accuracy_of_rest": "accuracy\nof rest"},
+    "coverage": "in the set",
+    "set_size": "labels\nin a set",
+    "accuracy": "accuracy",
+    "abstained": "abstains",
+    "accuracy_of_rest": "accuracy\nof rest",
 }
-NO_SHARES = ("set_size", "open_set_auroc")
 SPLITS = {"val": "calibration tasks", "test": "test tasks, other classes"}
 
 T = TypeVar("T")
@@ -57,28 +62,19 @@ def file_of(run: Path, ways: int, shots: int) -> Path:
     return run / f"calibration_{ways}way_{shots}shot.json"
 
 
-def write_calibration(run: Path, module: MetaModule, found: Calibrated) -> Path:
-    """Write a calibration into its run directory; replaces an earlier one for the same ways and shots.
-
-    Returns:
-        Path of the file.
-    """
-    calibration, measured = found
-    about = {"split": "val", **calibration._asdict(), **identity(module), "measured": measured}
-    return _write(file_of(run, calibration.ways, calibration.shots), about)
-
-
-def write_table_calibration(run: Path, about: Mapping[str, Any], found: CalibratedTable) -> Path:
-    """Write the calibration of a table model into its run directory; replaces an earlier one.
-
-    Returns:
-        Path of the file.
-    """
-    (coverage, calibrated), measured = found
-    tasks = {name: task and task._asdict() for name, task in calibrated.items()}
-    return _write(
-        run / OF_TABLE, {"split": "val", "coverage": coverage, "tasks": tasks, **about, "measured": {"test": measured}}
-    )
+def write_calibration(run: Path, about: Mapping[str, Any], found: Calibrated | CalibratedTable) -> Path:
+    """Write a calibration of a model with this `identity` into its run directory; returns the path."""
+    path, measured, content = run / OF_TABLE, dict[str, Any](found.measured), found.calibration._asdict()
+    if isinstance(found, Calibrated):
+        path = file_of(run, found.calibration.ways, found.calibration.shots)
+    else:
+        content["tasks"] = {name: task and task._asdict() for name, task in found.calibration.tasks.items()}
+        measured = {"test": measured}
+    refuse_link(path)
+    with replacing(path) as file:
+        json.dump({"split": "val", **content, **about, "measured": measured}, file, indent=2)
+        file.write("\n")
+    return path
 
 
 def read_calibration(
@@ -88,18 +84,16 @@ def read_calibration(
 
     Args:
         ckpt_path: Run directory or checkpoint, as the user gave it.
-        module: The loaded model, with the command's options applied.
-        ways: N.
-        shots: K.
-        options: Options of the command with which the model was loaded, by name; None for those not given.
+        module: The model, loaded with the options.
+        ways: Number of classes.
+        shots: Number of examples of each.
+        options: Options of the command that change the model, by name; None for those not given.
 
     Raises:
         UserError: There is no calibration, it belongs to other weights or options, or the file is damaged.
     """
     run = _run_of(ckpt_path)
-    path = file_of(run, ways, shots)
-    shown = f"lightning-meta test --ckpt_path {ckpt_path} --calibrate 0.9 --ways {ways} --shots {shots}"
-    command = f"`{' '.join([shown, *(f'--{name} {value}' for name, value in options.items() if value is not None)])}`"
+    path, command = file_of(run, ways, shots), _command(ckpt_path, {"ways": ways, "shots": shots, **options})
     if not path.is_file():
         known = sorted(file.stem.removeprefix("calibration_") for file in run.glob("calibration_*way_*shot.json"))
         others = f" (only for {', '.join(known)})" if known else ""
@@ -130,7 +124,7 @@ def read_table_calibration(ckpt_path: str, module: MultiTaskModule) -> TableCali
         UserError: There is no calibration, it belongs to other weights, or the file is damaged.
     """
     run = _run_of(ckpt_path)
-    path, command = run / OF_TABLE, f"`lightning-meta test --ckpt_path {ckpt_path} --calibrate 0.9`"
+    path, command = run / OF_TABLE, _command(ckpt_path, {})
     if not path.is_file():
         raise UserError(f"--calibrated: {run} is not calibrated; run {command}")
 
@@ -147,62 +141,47 @@ def read_table_calibration(ckpt_path: str, module: MultiTaskModule) -> TableCali
 def print_calibration(found: Calibrated, path: Path) -> None:
     """Print the results by split and the path of the file."""
     calibration, measured = found
-    shown = [SPLITS[split] for split in measured]
-    table = Table(f"{calibration.ways}-way {calibration.shots}-shot", *shown)
+    table = Table(f"{calibration.ways}-way {calibration.shots}-shot", *(SPLITS[split] for split in measured))
     for name, words in MEASURES.items():
         table.add_row(words, *(_shown(name, of_split) for of_split in measured.values()))
-    aim = f"{100 * calibration.coverage:g} %"
     table.caption = (
-        f"{calibration.tasks} tasks each; ± is the half-width of the 95 % interval over tasks. "
-        "New tasks of the classes of calibration have the label in the set for "
-        f"{aim} of images or more, on average; this is not guaranteed for other classes."
+        f"{calibration.tasks} tasks each; ± is the half-width of the 95 % interval over tasks. New tasks of the "
+        f"classes of calibration have the label in the set for {100 * calibration.coverage:g} % of images or more, on "
+        "average; this is not guaranteed for other classes."
     )
     Console(markup=False, emoji=False).print(table)
     print(
         f"temperature {calibration.temperature:.4g}; a set contains the labels with a probability of at least "
-        f"{1 - calibration.quantile:.4g}; abstains below {calibration.threshold:.4g}"
+        f"{1 - calibration.quantile:.4g}; abstains below {calibration.threshold:.4g}\nwritten to {path}"
     )
-    print(f"written to {path}")
 
 
 def print_table_calibration(found: CalibratedTable, path: Path, spec: TableSpec) -> None:
-    """Print the results on the test split, in a table for numbers and one for classes, and the path of the file.
-
-    Args:
-        found: The calibration and its measured coverage.
-        path: Path of the file.
-        spec: Description of the training table, which has the units.
-    """
-    coverage, measured = found.calibration.coverage, found.measured
+    """Print the results on the test split, in a table for numbers and one for classes, and the path of the file."""
     tasks = {name: task for name, task in found.calibration.tasks.items() if task is not None}
     units = {target.name: target.unit for target in spec.targets}
     if spec.task_column:
         units = dict.fromkeys(tasks, spec.targets[0].unit)
-    numbers = [name for name, task in tasks.items() if isinstance(task, NumberCalibration)]
-    classes = [name for name in tasks if name not in numbers]
     console = Console(markup=False, emoji=False)
-    for names, measures in ((numbers, OF_NUMBERS), (classes, OF_CLASSES)):
+    for kind, measures in ((NumberCalibration, OF_NUMBERS), (LabelCalibration, OF_CLASSES)):
+        names = [name for name, task in tasks.items() if isinstance(task, kind)]
         if not names:
             continue
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False)
-        table.add_column("task")
-        table.add_column("labels\nval, test", no_wrap=True)
-        for words in measures.values():
+        table = Table("task", box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False)
+        for words in ("labels\nval, test", *measures.values()):
             table.add_column(words, no_wrap=True)
         for name in names[:SHOWN]:
-            cells = (_shown_of_task(measure, measured[name], units.get(name, "")) for measure in measures)
-            table.add_row(Text(name), f"{tasks[name].labels}, {measured[name]['labels']:.0f}", *cells)
-        print()
-        console.print(table)
+            measured = found.measured[name]
+            cells = (_shown(measure, measured, units.get(name, "")) for measure in measures)
+            table.add_row(Text(name), f"{tasks[name].labels}, {measured['labels']:.0f}", *cells)
+        console.print("", table)
         if len(names) > SHOWN:
             print(f"{len(names) - SHOWN} more tasks are in the file")
-    rest = "; the rest are the rows without abstention" if classes else ""
-    what = " and ".join([*["intervals"] * bool(numbers), *["sets"] * bool(classes)])
-    print()
     console.print(
-        "Calibrated on the labels of the validation split; the other columns are measured on the labels of the test "
-        f"split, with a 95 % interval over independent rows in brackets{rest}. The {what} of new rows contain the "
-        f"label for {100 * coverage:g} % of rows or more, on average, if new rows are like validation rows."
+        "\nCalibrated on the labels of the validation split; the other columns are measured on the labels of the test "
+        "split, with a 95 % interval over independent rows in brackets; the rest are the rows without abstention. The "
+        f"intervals and sets of new rows contain the label for {100 * found.calibration.coverage:g} % of rows or more, "
+        "on average, if new rows are like validation rows."
     )
     print(f"written to {path}")
 
@@ -221,12 +200,9 @@ def _run_of(ckpt_path: str) -> Path:
     return run
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> Path:
-    refuse_link(path)
-    with replacing(path) as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-    return path
+def _command(ckpt_path: str, options: Mapping[str, Any]) -> str:
+    given = "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
+    return f"`lightning-meta test --ckpt_path {ckpt_path} --calibrate 0.9{given}`"
 
 
 def _read(path: Path, command: str, module: MetaModule | MultiTaskModule, parse: Callable[[Any], T]) -> T:
@@ -257,24 +233,15 @@ def _of_task(stored: Any, task: Any) -> LabelCalibration | NumberCalibration | N
     return kind(labels, **values)
 
 
-def _shown(name: str, measured: Mapping[str, float | None]) -> str:
-    value, interval = measured[name], measured.get(f"{name}_ci95")
-    if value is None:
-        return "-"
-    if interval is not None:
-        return f"{100 * value:.1f} ± {100 * interval:.1f} %"
-    return f"{value:.3g}" if name in NO_SHARES else f"{100 * value:.1f} %"
-
-
-def _shown_of_task(name: str, measured: Measured, unit: str) -> str:
+def _shown(name: str, measured: Mapping[str, float | None], unit: str = "") -> str:
+    """A measured value: a size, an area, a width in its unit, or a share in percent with its interval."""
     value = measured.get(name)
     if value is None:
         return "-"
-    if name == "coverage":
-        low, high = measured["coverage_low"], measured["coverage_high"]
-        assert low is not None
-        assert high is not None
-        return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}] %"
+    if name in ("set_size", "open_set_auroc"):
+        return f"{value:.3g}"
     if name == "width":
         return f"{value:,.0f} {unit}".rstrip() if value >= 1000 else f"{value:.3g} {unit}".rstrip()
-    return f"{100 * value:.1f} %" if name not in NO_SHARES else f"{value:.3g}"
+    low, high, half = (measured.get(f"{name}_{end}") for end in ("low", "high", "ci95"))
+    interval = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * value:.1f}{interval if half is None else f' ± {100 * half:.1f}'} %"

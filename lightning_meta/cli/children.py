@@ -1,4 +1,9 @@
-"""Runs of `fit` for ladders and sweeps: their options, configurations and child processes."""
+"""Runs of `fit` for ladders and sweeps: their options, configurations and child processes.
+
+A child, `python -m lightning_meta.cli.children fit ...`, stops with its parent. Its standard input is a pipe that the
+parent holds open and writes nothing to. It ends when the parent does, even by SIGKILL; the command then ends as by
+SIGTERM, with a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,7 +25,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.run.tables import numbers_of, read_columns
 from lightning_meta.signals import Signals
 
-FIT: tuple[str, ...] = (sys.executable, "-m", "lightning_meta.cli.child", "fit")
+FIT: tuple[str, ...] = (sys.executable, "-m", "lightning_meta.cli.children", "fit")
 ERROR = "lightning-meta: error: "
 GRACE = 60.0  # seconds that a child has to write its last checkpoint
 POLL = 0.1  # seconds
@@ -50,9 +56,6 @@ class Children:
 
     A child is asked by SIGTERM, so that it writes a checkpoint, and killed after a minute or at a further signal. If
     this process is killed, its children stop by themselves.
-
-    Args:
-        signals: Signals that stop this process.
     """
 
     def __init__(self, signals: Signals) -> None:
@@ -69,7 +72,7 @@ class Children:
             process.terminate()
         before, deadline = self._signals.count, time.monotonic() + GRACE
         while any(process.poll() is None for process in self._running):
-            if not self._signals.count == before < 2 or time.monotonic() > deadline:
+            if before >= 2 or self._signals.count > before or time.monotonic() >= deadline:
                 break
             time.sleep(0.02)
         for process in self._running:
@@ -150,3 +153,15 @@ def reached(run: Path, metric: str, maximize: bool) -> float:
     if not finite:
         raise FloatingPointError(f"{metric} was never finite")
     return max(finite) if maximize else min(finite)
+
+
+def _stop_with_parent() -> None:
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    from lightning_meta.cli import main
+
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    sys.exit(main())

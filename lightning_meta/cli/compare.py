@@ -1,15 +1,14 @@
-"""`lightning-meta compare`: the effect of sharing on each task, from finished runs."""
+"""`lightning-meta compare` and `curves`: the effect of sharing on each task, and training curves, of several runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
+from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import parse
-from lightning_meta.cli.parsing import add_overwrite, refuse_existing
-from lightning_meta.cli.threads import add_threads
+from lightning_meta.cli.parsing import refuse_existing
+from lightning_meta.report.figures import compare_training
 from lightning_meta.report.transfer import TransferReport, print_report, write_report
 from lightning_meta.report.transfer import compare as compare_runs
 from lightning_meta.report.transfer.writing import FILES, log_report
@@ -17,7 +16,7 @@ from lightning_meta.report.transfer.writing import FILES, log_report
 
 def compare(args: Sequence[str]) -> None:
     """Compare multi-task runs with a baseline, and write a table, CSV, JSON and figures."""
-    config = parse(make_parser(), args, "compare")
+    config = parse(compare_parser(), args)
     refuse_existing("--out", [Path(config.out) / name for name in FILES], config.overwrite)
     show_report(compare_runs(config.runs, config.baseline), Path(config.out), config.wandb_project)
 
@@ -31,26 +30,40 @@ def show_report(report: TransferReport, out: Path, wandb_project: str | None) ->
     print(f"written to {out}")
 
 
-def make_parser() -> ArgumentParser:
-    """The options of the command."""
-    parser = ArgumentParser(
-        prog="lightning-meta compare",
+def compare_parser() -> Parser:
+    """The options of `compare`."""
+    parser = Parser(
+        command="compare",
+        usage="lightning-meta compare RUN... --baseline RUN... [options]",
         description="Compare multi-task runs with a baseline, task by task. Runs of the same name are one method, "
         "paired with the baseline by seed.",
-        exit_on_error=False,
-        allow_abbrev=False,
     )
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="A run directory (runs/multi_head/0), or a folder of versions for all of them (runs/multi_head).",
+    runs = "A run directory (runs/multi_head/0), or a folder of versions for all of them (runs/multi_head)."
+    parser.option("runs RUN...", str, runs)
+    parser.option("--baseline RUN...", str, "The runs to compare with.", required=True)
+    parser.option("--out FOLDER", str, "The report; by default report.", default="report")
+    parser.option("--overwrite", bool, "Replace existing files.")
+    parser.option("--wandb_project NAME", str | None, "Log the report to this W&B project as well.")
+    return parser
+
+
+def curves(args: Sequence[str]) -> None:
+    """Draw a metric of several runs against the training step."""
+    config = parse(curves_parser(), args)
+    refuse_existing("--out", [Path(config.out)], config.overwrite)
+    print(f"written to {compare_training(config.runs, config.out, config.metric)}")
+
+
+def curves_parser() -> Parser:
+    """The options of `curves`."""
+    parser = Parser(
+        command="curves",
+        usage="lightning-meta curves RUN... [options]",
+        description="Draw a metric of several runs against the training step, in one figure.",
     )
-    parser.add_argument(
-        "--baseline", nargs="+", action="extend", required=True, metavar="RUN", help="The runs to compare with."
-    )
-    parser.add_argument("--out", default="report", help="Folder of the report.")
-    add_overwrite(parser)
-    parser.add_argument("--wandb_project", type=str | None, help="Log the report to this W&B project as well.")
-    add_threads(parser)
+    parser.option("runs RUN...", str, "A run directory, such as runs/protonet_glyphs/0.")
+    metric = "Name of the metric in metrics.csv; by default val/accuracy."
+    parser.option("--metric NAME", str, metric, default="val/accuracy")
+    parser.option("--out FILE", str, "File of the figure; by default curves.png.", default="curves.png")
+    parser.option("--overwrite", bool, "Replace existing files.")
     return parser

@@ -5,7 +5,6 @@ Each value is compared with what the parser and the classes declare; the message
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from lightning_meta.cli.config_text import BESIDE, config_files
+from lightning_meta.cli.config_text import config_files
 from lightning_meta.cli.declared import (
     Typed,
     alternatives,
@@ -31,16 +30,17 @@ from lightning_meta.cli.declared import (
     subclasses,
     type_of,
 )
-from lightning_meta.cli.helping import with_current_paths
+from lightning_meta.cli.helping import Parser, with_current_paths
 from lightning_meta.cli.shipped import shipped
 from lightning_meta.describing import fixed_options
 from lightning_meta.errors import UserError, similar, some_of
 from lightning_meta.import_paths import import_object
-from lightning_meta.reading import LARGEST_YAML, no_file, parse_yaml, read_text, similar_file
+from lightning_meta.reading import LARGEST_YAML, parse_yaml, read_text
 
+BESIDE = ("class_path", "init_args", "dict_kwargs")  # the keys that a configuration has for an object
+DASHES = ("-", "\u2013", "\u2014")  # word processors make the last two of hyphens
 LONGEST = 400  # characters of a line
 MOST = 12  # options that a message lists
-QUOTE = " (in YAML, quote no, yes, off, on, false, true, which are booleans)"
 _MISSING = object()  # the value of an option that has none
 
 
@@ -53,26 +53,17 @@ class Made:
 
 
 class Given:
-    """What the user gave; each value is checked when it is set.
+    """What the user gave to the parser of a command; each value is checked when it is set."""
 
-    Args:
-        parser: The parser of a command.
-        command: The command whose `--help` is recommended.
-    """
-
-    def __init__(self, parser: Any, command: str) -> None:
+    def __init__(self, parser: Parser) -> None:
         self.options = options_of(parser)
         self.of_strings = {string: action for action in parser._actions for string in action.option_strings}
         self.takes_files = "--print_config" in self.of_strings  # jsonargparse adds it beside an option for files
-        self.pointer = f"see lightning-meta {command} --help"
+        self.pointer = f"see lightning-meta {parser.command} --help"
         self.values: dict[str, Any] = {}
 
     def check(self, args: Sequence[str], base: Mapping[str, Any]) -> None:
-        """Check the options of a command.
-
-        Args:
-            args: The options.
-            base: A configuration that they change.
+        """Check the options of a command, which change a base configuration.
 
         Raises:
             UserError: One of them is wrong, or one is missing.
@@ -112,17 +103,14 @@ class Given:
     def _leftover(self, given: str) -> tuple[str, str]:
         if self.takes_files and (Path(given).suffix in (".yaml", ".yml") or given in shipped()):
             return given, f"an option was expected; did you mean --config {given}?"
-        name = given.lstrip("-\u2013\u2014").partition("=")[0]
-        if given.startswith(("\u2013", "\u2014")):
-            return given, f"an option begins with two hyphens{_meant(name, self.options, '--')}"
-        if not given.startswith("-"):
+        option = given.partition("=")[0]
+        if not given.startswith(DASHES):
             return given, f"an option was expected; {self.pointer}"
-        return f"--{name}", self._unknown(name)
+        return option, self._unknown(option.lstrip("".join(DASHES)))
 
     def _unknown(self, name: str) -> str:
-        sections = [] if "." in name else {option.partition(".")[0] for option in self.options if "." in option}
-        meant = _meant(name, [*self.options, *sections], "--")
-        return f"there is no such option{meant or f'; {self.pointer}'}"
+        sections = {option.partition(".")[0] for option in self.options}
+        return f"there is no such option{_meant(name, [*self.options, *sections], '--') or f'; {self.pointer}'}"
 
     def _set_all(self, values: Mapping[Any, Any], section: str = "") -> None:
         """Set the options of a configuration, or of a section such as `trainer`."""
@@ -138,7 +126,7 @@ class Given:
         option, path = name.removesuffix("+"), list[str]()
         while option and option not in self.options:
             option, _, last = option.rpartition(".")
-            path.insert(0, last)
+            path = path if last in BESIDE else [last, *path]
         kind = type_of(self.options[option]) if option else None
         if not option or (path and not classes_of(kind) and inner_type(kind, Mapping) is None):
             raise _mistake(f"--{name}", self._unknown(name))
@@ -148,12 +136,10 @@ class Given:
             self._set_all(_content(value))
         old = self.values.get(option)
         adds = name.endswith("+")
-        if adds and path and not isinstance(_loaded(value), list):
+        if adds and not isinstance(_loaded(value), list):
             value = Typed(f"[{value}]")
-        new = self._changed(f"--{option}", kind, None if adds and not path else old, path, value)
-        if adds and not path:
-            new = [*(old if isinstance(old, list) else []), *(new if isinstance(new, list) else [new])]
-        self.values[option] = new
+        new = self._changed(f"--{option}", kind, old if path or not adds else None, path, value)
+        self.values[option] = [*old, *new] if adds and not path and isinstance(old, list) else new
 
     def _changed(self, option: str, kind: Any, old: Any, path: list[str], value: Any) -> Any:
         """The value of an option after it, or what the path names in it, is set."""
@@ -163,24 +149,15 @@ class Given:
         if path and of_mapping is not None and not isinstance(old, Made):
             (name, *rest), values = path, old if isinstance(old, dict) else {}
             return {**values, name: self._changed(f"{option}.{name}", of_mapping, values.get(name), rest, value)}
-        if path and path[0] == "dict_kwargs":
-            return old
-        if path == ["init_args"]:
-            return self._changed(option, kind, old, [], {"init_args": _loaded(value)})
-        if path and path[0] != "class_path":
-            return self._with_argument(option, kind, old, path[1:] if path[0] == "init_args" else path, value)
+        if path:
+            return self._with_argument(option, kind, old, path, value)
         loaded = _loaded(value)
         if classes and isinstance(loaded, dict) and (of_mapping is None or "class_path" in loaded):
             spec = loaded if {"class_path", "init_args"} & set(loaded) else {"init_args": loaded}
             if wrong := [str(key) for key in spec if key not in BESIDE]:
-                raise _mistake(
-                    f"{option}.{wrong[0]}", f"there is no such key beside class_path{_meant(wrong[0], BESIDE)}"
-                )
-            made = old
-            if "class_path" in spec:
-                if not isinstance(spec["class_path"], str):
-                    raise _mistake(f"{option}.class_path", self._unfit(str, spec["class_path"]))
-                made = self._changed(option, kind, old, [], spec["class_path"])
+                hint = _meant(wrong[0], BESIDE) or "; move it below init_args"
+                raise _mistake(option, f"{wrong[0]} is beside class_path{hint}")
+            made = self._changed(option, kind, old, [], str(spec["class_path"])) if "class_path" in spec else old
             if not isinstance(init_args := spec.get("init_args", {}), dict):
                 raise _mistake(f"{option}.init_args", self._unfit(Mapping, init_args))
             for name, inner in init_args.items():
@@ -205,8 +182,6 @@ class Given:
         name, *rest = path
         if not isinstance(made, Made):  # the parser takes the class that the type names
             likely = [cls for cls in classes_of(kind) if not inspect.isabstract(cls) and name in arguments_of(cls)]
-            if not likely and (meant := _meant(name, BESIDE)):
-                raise _mistake(f"{option}.{name}", f"there is no such key{meant}")
             if not likely:
                 hint = f"give {option} CLASS before {option}.{name}"
                 raise _mistake(option, f"{name} is an argument of a class that is not named; {hint}")
@@ -242,11 +217,9 @@ class Given:
 
     def _unfit(self, kind: Any, value: Any) -> str:
         """What was expected instead of a value."""
-        expected, several = shown(kind), len(alternatives(kind)) > 1
-        example = ", such as {NAME: VALUE}," if expected == "Mapping" else ","
-        hint = QUOTE if isinstance(value, bool) and str in alternatives(kind) else ""
-        got = "null" if value is None else _loaded(value)
-        return f"expected {expected}{example} got {got}{hint}{f'; {self.pointer}' if several else ''}"
+        expected, hint = shown(kind), f"; {self.pointer}" if len(alternatives(kind)) > 1 else ""
+        example = ", such as {NAME: VALUE}" if expected == "Mapping" else ""
+        return f"expected {expected}{example}, got {'null' if value is None else _loaded(value)}{hint}"
 
 
 def _mistake(option: str, text: str) -> UserError:
@@ -255,18 +228,16 @@ def _mistake(option: str, text: str) -> UserError:
 
 def _check_complete(option: str, value: Any) -> None:
     """Check that all required arguments of the objects in a value are set."""
-    inner = value if isinstance(value, dict) else {}
+    inner = value.arguments if isinstance(value, Made) else value
     if isinstance(value, Made):
-        inner = value.arguments
         required = [name for name, action in arguments_of(value.make).items() if action.required]
         if missing := [name for name in required if name not in inner]:
-            names, verb = " and ".join(missing), "is" if len(missing) == 1 else "are"
             hint = f"give {option}.{missing[0]}, or {missing[0]} in its init_args"
-            raise _mistake(option, f"{value.make.__name__}: {names} {verb} required; {hint}")
-    for name, each in inner.items():
-        _check_complete(f"{option}.{name}", each)
-    for each in value if isinstance(value, list) else []:
+            raise _mistake(option, f"{value.make.__name__}: {missing[0]} is required; {hint}")
+    for each in inner if isinstance(inner, list) else []:
         _check_complete(option, each)
+    for name, each in inner.items() if isinstance(inner, dict) else []:
+        _check_complete(f"{option}.{name}", each)
 
 
 def _is_value(arg: str) -> bool:
@@ -287,10 +258,6 @@ def _content(value: Any) -> Mapping[Any, Any]:
     """The content of the file that `--config` names, or of a configuration that is passed as text."""
     file = next((file for file in config_files(["--config", str(value)]) if file.is_file()), None)
     content = _loaded(Typed(with_current_paths(str(value) if file is None else read_text(file, LARGEST_YAML))))
-    if file is None and not isinstance(content, dict):
-        name = None if similar_file(value) else similar(Path(value).stem, shipped())
-        hint = f"; did you mean --config {name}, which is shipped?" if name else ""
-        raise _mistake("--config", f"{no_file(value)}{hint}")
     return content if isinstance(content, dict) else {}
 
 
@@ -306,28 +273,21 @@ def _no_argument(option: str, make: Any, name: str) -> str:
 
 def _not_there(path: str, error: UserError) -> str:
     """Why a path cannot be imported."""
-    module, _, name = path.rpartition(".")
     cause = error.__cause__
     absent = cause if isinstance(cause, ModuleNotFoundError) else getattr(cause, "__context__", None)
     if isinstance(absent, ModuleNotFoundError) and absent.name:
         return f"there is no module {absent.name}; install it, run from its folder, or add that folder to PYTHONPATH"
-    if not isinstance(cause, AttributeError):
-        return str(error)
+    module, _, name = path.rpartition(".")
     imported = sys.modules.get(module)  # None for a nested class
     classes = [each for each in dir(imported) if inspect.isclass(getattr(imported, each, None))]
-    return f"there is no class {path}{_meant(name, classes)}"
+    return f"there is no class {path}{_meant(name, classes)}" if isinstance(cause, AttributeError) else str(error)
 
 
 def _meant(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """The end of a message that suggests a similar name; "" without one."""
-    names = list(names)
+    """The end of a message that suggests a similar name or section, or one whose last part is similar; or ""."""
     head, last = name.partition(".")[0], name.rpartition(".")[2]
-    heads = {n.partition(".")[0] for n in names}
-    if "." in name and head not in heads:
-        name = last = head
-        names = sorted(heads)
-    by_last = {n.rpartition(".")[2]: n for n in names}
-    close = [n for n in names if n.lower() == name.lower()]
-    close = close or difflib.get_close_matches(name, list(by_last.values()), n=1, cutoff=0.75)
-    close = close or [by_last[n] for n in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)]
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
+    by_last = {each.rpartition(".")[2]: each for each in names}
+    whole = [each for each in by_last.values() if "." not in each]
+    close = by_last.get(last) or (None if head in whole else similar(head, whole))
+    close = close or by_last.get(similar(last, by_last) or "")
+    return f"; did you mean {prefix}{close}?" if close else ""

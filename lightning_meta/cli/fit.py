@@ -15,7 +15,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_meta.cli.config_text import check_fit_configs
-from lightning_meta.cli.helping import Parser
+from lightning_meta.cli.declared import options_of
+from lightning_meta.cli.helping import Parser, end_of_fit
 from lightning_meta.cli.messages import parse, parsing, passed
 from lightning_meta.cli.options import as_option, as_options, naming_options, places_of
 from lightning_meta.cli.parsing import (
@@ -45,9 +46,6 @@ class MetaCLI(LightningCLI):
 
     There are no subcommands: with them, in Lightning the hyper-parameters of a checkpoint silently override the
     command line.
-
-    Args:
-        args: Options of the command.
     """
 
     config: Namespace
@@ -61,11 +59,10 @@ class MetaCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_kwargs={
-                "prog": "lightning-meta fit",
+                "command": "fit",
+                "usage": "lightning-meta fit --config NAME|FILE [options]",
                 "description": "Train a model, keep its best and last checkpoints, and test the best.",
-                "exit_on_error": False,
-                "allow_abbrev": False,
-                "short_help": "fit",
+                "epilog": end_of_fit(),
             },
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -78,25 +75,25 @@ class MetaCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the run."""
-        parser.add_argument("--name", type=str | None, help="Name of the run; by default the name of the config file.")
-        parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
-        parser.add_argument(
-            "--ckpt_path",
-            type=str | None,
-            help="Checkpoint or run directory to resume; `last` for the newest run of this name.",
-        )
-        parser.add_argument(
-            "--allow_changes",
-            action="store_true",
-            help="Resume even if options that affect the results have changed; they apply from then on.",
-        )
+        assert isinstance(parser, Parser)
+        of_lightning = options_of(parser)
+        of_lightning["config"].metavar = "NAME|FILE"
+        of_lightning["config"].help = "Configuration; `lightning-meta configs` lists the names."
+        of_lightning["seed_everything"].metavar = "N"
+        of_lightning["seed_everything"].help = "Seed of all generators; by default 0."
+        parser.add_help_all()
+        parser.option("--name NAME", str | None, "Name of the run; by default the configuration's.")
+        parser.option("--runs FOLDER", str, "Folder of all runs; by default runs.", default="runs")
+        parser.option("--ckpt_path RUN|last", str | None, "Resume this run, or the newest run of this name.")
+        changes = "Resume even if options that affect the results have changed; they apply from then on."
+        parser.option("--allow_changes", bool, changes)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the options, and find the run directory to resume."""
-        with parsing():
-            check_fit_configs(args)
-            self.config = parse(parser, with_own_paths(with_save_dir(args)), "fit")
+        check_fit_configs(args)
+        assert isinstance(parser, Parser)
+        self.config = parse(parser, with_own_paths(with_save_dir(args)))
         if self.config.get("model") is None:
             raise UserError("--model must be given; name a configuration with --config FILE")
         if line := kept_by_optimizer(self.config.model.get("init_args", Namespace()).get("optimizer"), args):
@@ -128,15 +125,12 @@ class MetaCLI(LightningCLI):
             super().instantiate_classes()
             if isinstance(self.model, Described):
                 refuse_unknown(self.model)
-        except UserError as error:
+        except BaseException as error:
             self.place.logger.discard()
-            error.args = (as_options(str(error), places_of(configured)),)
-            raise
-        except (TypeError, ValueError) as error:
-            self.place.logger.discard()
-            raise mistake_in(configured, error) or UserError(passed(error, "fit")) from error
-        except BaseException:
-            self.place.logger.discard()
+            if isinstance(error, UserError):
+                error.args = (as_options(str(error), places_of(configured)),)
+            elif isinstance(error, TypeError | ValueError):
+                raise mistake_in(configured, error) or UserError(passed(error, "fit")) from error
             raise
         self.config = configured
 

@@ -11,35 +11,25 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 from lightning_meta.cli.shipped import FOLDER, SWEEPS, configs, version, with_shipped
 from lightning_meta.cli.threads import using_threads
 from lightning_meta.errors import NonFiniteLossError, UserError, reason_of, similar
 
-MODULES = {
-    "fit": "fit",
-    "test": "test",
-    "predict": "predict",
-    "compare": "compare",
-    "curves": "curves",
-    "ladder": "ladder.command",
-    "sweep": "sweep.command",
-}
+MODULES = {name: name for name in ("fit", "test", "predict", "compare")}
+MODULES |= {"curves": "compare", "ladder": "ladder.command", "sweep": "sweep.command"}
 
 
-def _later(command: str) -> Callable[[list[str]], None]:
-    """The function of a command. Calling it imports torch and Lightning, which takes seconds."""
-    return lambda options: getattr(_module(command), command)(options)
+def _run(command: str, options: list[str]) -> None:
+    """Run a command. This imports torch and Lightning, which takes seconds."""
+    getattr(import_module(f"lightning_meta.cli.{MODULES[command]}"), command)(options)
 
 
-def _module(command: str) -> ModuleType:
-    return import_module(f"lightning_meta.cli.{MODULES[command]}")
-
-
-COMMANDS = {command: _later(command) for command in MODULES} | {"configs": configs}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {name: partial(_run, name) for name in MODULES}
+COMMANDS["configs"] = configs
 SHIPPED = {"fit": FOLDER, "test": FOLDER, "ladder": FOLDER, "sweep": SWEEPS}  # where `--config NAME` is looked up
 USAGE = """usage: lightning-meta fit --config NAME|FILE [options]  train, keep the best checkpoint and test it
        lightning-meta test --ckpt_path RUN [options]    test a trained model
@@ -93,12 +83,13 @@ def main(args: Sequence[str] | None = None) -> int:
         if message := _explained(error, command):
             return _fail(message, 2)
         raise
-    except KeyboardInterrupt:
-        return _interrupted()
-    except SystemExit as stop:
-        if stop.code == 1 and isinstance(stop.__context__, KeyboardInterrupt):  # how Lightning ends a test on Ctrl-C
-            return _interrupted()
-        raise
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning ends a test on Ctrl-C with status 1.
+        interrupt = stop.__context__ if isinstance(stop, SystemExit) and stop.code == 1 else stop
+        if not isinstance(interrupt, KeyboardInterrupt):
+            raise
+        print("\nlightning-meta: stopped by Ctrl-C", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -135,11 +126,6 @@ def _may_import(command: str, options: Sequence[str]) -> bool:
     """Whether to import modules of the working directory; not if only a stored run, maybe a stranger's, names them."""
     names = {option.partition("=")[0] for option in options}
     return command not in ("predict", "test") or bool(names & {"--trust", "--config"})
-
-
-def _interrupted() -> int:
-    print("\nlightning-meta: stopped by Ctrl-C", file=sys.stderr)
-    return 130
 
 
 def _fail(message: str, status: int) -> int:

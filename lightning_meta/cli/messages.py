@@ -15,28 +15,10 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_meta.cli.diagnosis import LONGEST, Given
+from lightning_meta.cli.helping import Parser
 from lightning_meta.errors import UserError, reason_of
 
 EXTRAS = {"wandb": "wandb", "optuna": "sweep", "onnx": "export", "onnxscript": "export"}  # extra by package
-
-
-def parse(parser: Any, args: Sequence[str], command: str, base: Mapping[str, Any] | None = None) -> Any:
-    """Parse the options of a command.
-
-    Args:
-        parser: The parser of the command.
-        args: The options.
-        command: The command whose `--help` is recommended.
-        base: A configuration that the options change.
-
-    Raises:
-        UserError: The option, what was received, what was expected, and a suggestion.
-    """
-    try:
-        return parser.parse_args(list(args), namespace=None if base is None else parser.parse_object(base))
-    except ArgumentError as error:
-        Given(parser, command).check(args, base or {})
-        raise UserError(passed(error, command)) from error
 
 
 def passed(error: BaseException, command: str) -> str:
@@ -50,14 +32,11 @@ def of_lightning(error: BaseException, command: str) -> str | None:
         package = error.name.partition(".")[0]
         named = f"'lightning_meta[{EXTRAS[package]}]'" if package in EXTRAS else package
         return f"the package {package} is not installed; pip install {named}"
-    if not isinstance(error, MisconfigurationException | ImportError | RuntimeError | TypeError | ValueError):
-        return None
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    raised_in = str(frames[-1].f_globals.get("__name__")) if frames else ""
     # An error raised by Lightning's own code is wrong input; one raised by torch or a user's class is a bug.
-    if not isinstance(error, MisconfigurationException) and not raised_in.startswith(("lightning.", "lightning_util")):
-        return None
-    return passed(error, command)
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
+    by_lightning = modules and modules[-1].startswith(("lightning.", "lightning_util"))
+    of_input = isinstance(error, ImportError | RuntimeError | TypeError | ValueError) and by_lightning
+    return passed(error, command) if of_input or isinstance(error, MisconfigurationException) else None
 
 
 @contextmanager
@@ -75,3 +54,17 @@ def parsing() -> Iterator[None]:
         said = f": {reason_of(error, LONGEST)}" if str(error) else ""
         reason = f"{type(error).__name__}{said}"[:LONGEST]
         raise UserError(f"the configuration cannot be read ({reason}); --print_config shows a valid one") from error
+
+
+@parsing()
+def parse(parser: Parser, args: Sequence[str], base: Mapping[str, Any] | None = None) -> Any:
+    """Parse the options of a command, which change a base configuration.
+
+    Raises:
+        UserError: The option, what was received, what was expected, and a suggestion.
+    """
+    try:
+        return parser.parse_args(list(args), namespace=None if base is None else parser.parse_object(base))
+    except ArgumentError as error:
+        Given(parser).check(args, base or {})
+        raise UserError(passed(error, str(parser.command))) from error

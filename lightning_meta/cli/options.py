@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 
@@ -37,18 +36,11 @@ def as_option(name: str, *value: Any) -> str:
     return f"--{OF_FIT.get(name, name)}{shown}"
 
 
-@dataclass(frozen=True)
-class Place:
-    """The options of one object of a configuration.
-
-    Attributes:
-        path: Prefix of the options, such as `data.source`.
-        owner: Name of the class; "" for a section without a class, such as `trainer`.
-        arguments: Arguments and their values.
-    """
+class Place(NamedTuple):
+    """The options of one object of a configuration, such as those that begin with `data.source`."""
 
     path: str
-    owner: str
+    owner: str  # name of the class; "" for a section without a class, such as `trainer`
     arguments: Mapping[str, Any]
 
 
@@ -68,45 +60,47 @@ def as_options(text: str, places: list[Place], aliases: Mapping[str, str] | None
     head = _HEAD.fullmatch(text)
     if head is None:
         return text
-    options = [_option(name, head["owner"] or "", places, aliases) for name in _names(head["names"])]
+    names = [name for name in re.findall(_NAME, head["names"]) if name != "and"]
+    options = [_option(name, head["owner"] or "", places, aliases) for name in names]
     if None in options:
         return text
     remaining = iter(options)
     return re.sub(_NAME, lambda m: m[0] if m[0] == "and" else str(next(remaining)), head["names"]) + head["rest"]
 
 
+def objects_in(path: str, value: Any) -> Iterator[tuple[str, Namespace]]:
+    """The objects in a value of the configuration, innermost first, with the prefixes of their options."""
+    if isinstance(value, list):
+        for each in value:
+            yield from objects_in(path, each)
+    if isinstance(value, Namespace | Mapping):
+        for name, each in (vars(value) if isinstance(value, Namespace) else value).items():
+            yield from objects_in(path if name == "init_args" else f"{path}.{name}", each)
+        if isinstance(value, Namespace) and "class_path" in value:
+            yield path, value
+
+
 def places_of(config: Namespace) -> list[Place]:
     """The model, the data and all objects nested in them, the checkpoint section and the Trainer."""
-    places: list[Place] = []
+    places = []
     for section in ("model", "data"):
-        _collect(section, config.get(section), places)
+        for path, spec in objects_in(section, config.get(section)):
+            owner = str(spec.class_path).rpartition(".")[2]
+            places.append(Place(path, owner, vars(spec.get("init_args") or Namespace())))
     for section in ("checkpoint", "trainer"):
-        arguments = config.get(section)
-        if isinstance(arguments, Namespace):
+        if isinstance(arguments := config.get(section), Namespace):
             places.append(Place(section, "", vars(arguments)))
     return places
 
 
 @contextmanager
 def naming_options(config: Namespace, aliases: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Replace argument names by options in errors that are raised while a command runs.
-
-    Args:
-        config: The configuration of the command.
-        aliases: Options to use instead, by argument name.
-
-    Raises:
-        UserError: The same error, with options in its message.
-    """
+    """Replace argument names by options, as `as_options` does, in errors that are raised while a command runs."""
     try:
         yield
     except UserError as error:
         error.args = (as_options(str(error), places_of(config), aliases),)
         raise
-
-
-def _names(text: str) -> list[str]:
-    return [name for name in re.findall(_NAME, text) if name != "and"]
 
 
 def _suggested(match: re.Match[str], places: list[Place], aliases: Mapping[str, str]) -> str:
@@ -124,23 +118,9 @@ def _option(name: str, owner: str, places: list[Place], aliases: Mapping[str, st
     head, dot, tail = name.partition(".")
     if head in SECTIONS and dot:  # already an option
         return f"--{name}"
+    matches = [p for p in places if head in p.arguments and owner in ("", p.owner)]
     # Some names, such as `strategy`, are also arguments of the Trainer, whose errors Lightning reports: it comes last.
-    for of_trainer in (False, True):
-        matches = [p for p in places if (p.path == "trainer") == of_trainer and head in p.arguments]
-        matches = [p for p in matches if not owner or p.owner == owner]
-        if len(matches) > 1:  # arguments that are filled in from the data are null in the configuration
-            matches = [p for p in matches if p.arguments[head] is not None]
-        if len(matches) == 1:
-            return f"--{matches[0].path}.{head}{dot}{tail}"
-        if matches:
-            return None
-    return None
-
-
-def _collect(path: str, value: Any, places: list[Place]) -> None:
-    if not isinstance(value, Namespace) or "class_path" not in value:
-        return
-    arguments = vars(value.get("init_args") or Namespace())
-    places.append(Place(path, str(value.class_path).rpartition(".")[2], arguments))
-    for name, inner in arguments.items():
-        _collect(f"{path}.{name}", inner, places)
+    matches = [p for p in matches if p.path != "trainer"] or matches
+    if len(matches) > 1:  # arguments that are filled in from the data are null in the configuration
+        matches = [p for p in matches if p.arguments[head] is not None]
+    return f"--{matches[0].path}.{head}{dot}{tail}" if len(matches) == 1 else None

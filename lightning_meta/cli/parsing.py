@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,14 +13,12 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace, add_instantiator
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from jsonargparse import Namespace, add_instantiator
 
 import lightning_meta
 from lightning_meta import nn
-from lightning_meta.cli.options import Place, as_options
-from lightning_meta.describing import RemembersArguments, remember
+from lightning_meta.cli.options import Place, as_options, objects_in
+from lightning_meta.describing import FACTORIES, RemembersArguments, remember
 from lightning_meta.errors import UserError, reason_of
 from lightning_meta.fitting.checks import as_list
 from lightning_meta.import_paths import import_object
@@ -65,18 +63,8 @@ def with_own_paths(args: Sequence[str]) -> list[str]:
     return replaced
 
 
-def add_overwrite(parser: ArgumentParser) -> None:
-    """Add the option `--overwrite`."""
-    parser.add_argument("--overwrite", action="store_true", help="Replace existing files.")
-
-
 def refuse_existing(option: str, files: Iterable[Path], overwrite: bool) -> None:
-    """Refuse to replace a file; called before anything is computed.
-
-    Args:
-        option: The option that names the files, such as "--out".
-        files: The files to be written.
-        overwrite: The value of `--overwrite`.
+    """Refuse to replace files that an option such as "--out" names; called before anything is computed.
 
     Raises:
         UserError: One of the files exists.
@@ -87,29 +75,16 @@ def refuse_existing(option: str, files: Iterable[Path], overwrite: bool) -> None
             raise UserError(f"{option}: {file} already exists; name another, or give --overwrite to replace it")
 
 
-SHORT_FORM = "--trainer.logger"
-
-
 def with_save_dir(args: Sequence[str]) -> list[str]:
     """Add the required folder to `--trainer.logger=TensorBoardLogger`, which is then set to the run directory."""
-    options = list(args)
-    for i, arg in enumerate(options):
-        name, equals, value = arg.partition("=")
-        value = value if equals else (options[i + 1] if i + 1 < len(options) else "")
-        if name == SHORT_FORM and value.rpartition(".")[2] == "TensorBoardLogger":
-            if not any(a.startswith((f"{SHORT_FORM}.save_dir", f"{SHORT_FORM}.init_args.save_dir")) for a in options):
-                options.insert(i + (1 if equals else 2), f"{SHORT_FORM}.save_dir=")
-            break
-    return options
+    text = "\n".join(args)
+    named = re.search(r"^--trainer\.logger[=\n](\w+\.)*TensorBoardLogger$", text, re.MULTILINE)
+    without = named and not re.search(r"^--trainer\.logger\.(init_args\.)?save_dir", text, re.MULTILINE)
+    return [*args, *(["--trainer.logger.save_dir="] if without else [])]
 
 
 def log_into_run(trainer: Namespace, run: RunLogger) -> None:
-    """Set the folder of loggers without one to the run directory.
-
-    Args:
-        trainer: Options of the Trainer; those of its loggers are changed in place.
-        run: Logger of the run directory.
-    """
+    """Set the folder of loggers without one to the run directory, in the options of the Trainer."""
     if trainer.get("fast_dev_run"):  # the Trainer replaces all loggers by one that writes nothing
         return
     for logger in as_list(trainer.get("logger")):
@@ -140,30 +115,21 @@ def kept_by_optimizer(optimizer: Any, args: Sequence[str]) -> str | None:
     values = {name: value for name, value in vars(optimizer.init_args).items() if name in defaults.keys() - given}
     kept = [name for name, value in values.items() if value != defaults[name].default]
     shown = ", ".join(f"{name} {values[name]}" for name in kept)
-    advice = ", ".join(f"--model.optimizer.{name}" for name in kept)
-    return f"--model.optimizer {named} has {shown} from the configuration; change it by {advice}" if kept else None
+    if not kept:
+        return None
+    return f"--model.optimizer {named} has {shown} from the configuration; change it by --model.optimizer.{kept[0]}"
 
 
 def remember_networks(config: Any) -> None:
     """Let the parser record the arguments of networks that do not store them, so that checkpoints can."""
-    remaining = [config]
-    while remaining:
-        value = remaining.pop()
-        if isinstance(value, Namespace | Mapping):
-            remaining += (vars(value) if isinstance(value, Namespace) else value).values()
-        elif isinstance(value, list):
-            remaining += value
-        if isinstance(value, Namespace) and "class_path" in value:
-            try:
-                make = import_object(str(value.class_path))
-            except UserError:  # reported by the parser when it instantiates the object
-                continue
-            if isinstance(make, type):
-                forgets = issubclass(make, torch.nn.Module) and not issubclass(make, RemembersArguments)
-            else:
-                forgets = isinstance(make, FunctionType)
-            if forgets:
-                add_instantiator(_remembering, make, subclasses=False)  # type: ignore[arg-type]
+    for _, spec in objects_in("model", config):
+        try:
+            make = import_object(str(spec.class_path))
+        except UserError:  # reported by the parser when it instantiates the object
+            continue
+        of_torch = isinstance(make, type) and issubclass(make, torch.nn.Module)
+        if isinstance(make, FunctionType) or (of_torch and not issubclass(make, RemembersArguments)):
+            add_instantiator(_remembering, make, subclasses=False)  # type: ignore[arg-type]
 
 
 def _remembering(make: Callable[..., Any], *args: Any, **init_args: Any) -> Any:
@@ -190,15 +156,10 @@ def mistake_in(config: Namespace, refusal: Exception) -> UserError | None:
             _made(section, value)
     except UserError as error:
         return error
-    except _NotMadeError as error:
-        reason = reason_of(error.__cause__ or error)
-        if reason in reason_of(refusal):
-            return UserError(f"{error}: {reason}")
+    except RuntimeError as error:
+        if reason_of(error.__cause__ or error) in reason_of(refusal):
+            return UserError(str(error))
     return None
-
-
-class _NotMadeError(Exception):
-    """An object cannot be instantiated, for a reason that is not a `UserError`; the message names it."""
 
 
 def _made(path: str, config: Any) -> Any:
@@ -210,17 +171,12 @@ def _made(path: str, config: Any) -> Any:
         return Namespace({name: _made(f"{path}.{name}", value) for name, value in vars(config).items()})
     init_args = {**vars(config.get("init_args", Namespace())), **(config.get("dict_kwargs") or {})}
     arguments = {name: _made(f"{path}.{name}", value) for name, value in init_args.items()}
+    owner = config.class_path.rpartition(".")[2]
     try:
         cls = import_object(config.class_path)
+        factory = isinstance(cls, type) and issubclass(cls, FACTORIES)
+        return partial(cls, **arguments) if factory else cls(**arguments)
     except UserError as error:
-        raise _NotMadeError(f"--{path}") from error
-    if isinstance(cls, type) and issubclass(cls, Optimizer | LRScheduler):
-        return partial(cls, **arguments)
-    try:
-        return cls(**arguments)
-    except UserError as error:
-        raise UserError(
-            as_options(str(error), [Place(path, config.class_path.rpartition(".")[2], init_args)])
-        ) from error
+        raise UserError(as_options(str(error), [Place(path, owner, init_args)])) from error
     except Exception as error:
-        raise _NotMadeError(f"--{path}: {cls.__name__}") from error
+        raise RuntimeError(f"--{path}: {owner}: {reason_of(error)}") from error

@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,7 @@ from lightning_meta.cells import as_cells
 from lightning_meta.cli.calibrating import read_calibration
 from lightning_meta.cli.messages import parse
 from lightning_meta.cli.options import naming_options
-from lightning_meta.cli.predict_options import ALIASES, IMAGES_AT_ONCE, check, delimiter_of, make_parser
+from lightning_meta.cli.predict_options import ALIASES, IMAGES_AT_ONCE, OF_REGRESSION, check, delimiter_of, make_parser
 from lightning_meta.cli.predict_rows import predict_rows
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.data.images import image_files, labelled_files, read_images
@@ -45,21 +46,21 @@ ROUNDED = "{:.6f}"
 
 def predict(args: Sequence[str]) -> None:
     """Print the leave-one-out accuracy of the labelled images, and write the predictions for other images or rows."""
-    config = parse(make_parser(), args, "predict")
+    config = parse(make_parser(), args)
     check(config)
     with naming_options(config, ALIASES):
         _predict(config)
 
 
 def _predict(config: Namespace) -> None:
+    model = load_trained(find_checkpoint(config.ckpt_path), config).to(find_device(config.device, "--device"))
     if config.table is not None or config.support is None:
-        model = _loaded(config).to(find_device(config.device, "--device"))
         if config.table is not None:
             predict_rows(config, model)
         if config.export is not None:
             _export_tasks(config, model)
         return
-    model = _meta_learner(config)
+    _check_classifier(config, model)
     in_table = config.labels is not None
     files, labels = (
         files_of_table(config.support, config.labels, config.delimiter) if in_table else labelled_files(config.support)
@@ -82,8 +83,7 @@ def _export_tasks(config: Namespace, model: Any) -> None:
     if not isinstance(model, MultiTaskModule):
         raise UserError(
             f"--support: {type(model).__name__} of {config.ckpt_path} learns new tasks; give a folder of labelled "
-            "images, whose learned task is exported. A model of regression is exported in Python: "
-            "lightning_meta.load(run).predictor(x, y).export(file)"
+            f"images, whose learned task is exported. {OF_REGRESSION}"
         )
     print(f"exported to {model.export(config.export)}")
 
@@ -111,36 +111,21 @@ def _label(
     """Write the table of the query images, and show how many of each class there are."""
     together, size = predictor.depends_on_company, config.batch_size or IMAGES_AT_ONCE
     if together and len(queries) > size:
-        if model.uses_query_set:
-            raise UserError(
-                f"--batch_size: {type(model).__name__} labels all images of a query together, and {len(queries)} are "
-                f"more than {size}; give a larger one"
-            )
-        raise UserError(
-            f"--batch_norm: this model normalises the images that it predicts by each other, and {len(queries)} are "
-            f"more than --batch_size {size}; give --batch_norm inductive, or a larger --batch_size"
-        )
-    counts: Counter[str] = Counter()
-    abstained = 0
-    skipped: list[str] = []
-    try:
-        with replacing(Path(config.out)) as out:
-            batches, delimiter = _batches(queries, model, config, skipped), delimiter_of(config.out) or ","
-            abstained = _write(out, predictor, batches, counts, calibration, delimiter)
-            if not counts:
-                raise UserError(f"--query: none of {len(queries)} images can be read; the first: {skipped[0]}")
-    except OSError as error:
-        raise UserError(f"--out {config.out}: the file cannot be written ({error.strerror})") from error
+        why = f"{type(model).__name__} labels all images of a query together; give a larger one"
+        if not model.uses_query_set:
+            why = "the images are normalised by each other; give a larger one, or --batch_norm inductive"
+        raise UserError(f"--batch_size: {len(queries)} images are more than {size}, and {why}")
+    counts, skipped = Counter[str](), list[str]()
+    with replacing(Path(config.out)) as out:
+        batches, delimiter = _batches(queries, model, config, skipped), delimiter_of(config.out) or ","
+        abstained = _write(out, predictor, batches, counts, calibration, delimiter)
+        if not counts:
+            raise UserError(f"--query: none of {len(queries)} images can be read; the first: {skipped[0]}")
     _show(predictor, support, left_out, counts)
     if calibration is not None:
-        print(
-            f"abstained from {abstained} of {counts.total()} images, for which no class is probable enough (column "
-            "abstained)"
-        )
+        print(f"abstained from {abstained} of {counts.total()} images, for which no class is probable enough")
     if skipped:
-        print(f"{len(skipped)} image{'' if len(skipped) == 1 else 's'} could not be read:")
-    for line in skipped:
-        print(f"skipped: {line}")
+        print(f"{len(skipped)} of {len(queries)} images could not be read:", *skipped, sep="\nskipped: ")
     if model.uses_query_set:
         print(f"the images were labelled together: {type(model).__name__} {model.uses_query_set} (transductive)")
     elif together:
@@ -154,11 +139,9 @@ def _input_warnings_printed(inverted: bool) -> Iterator[None]:
 
     show_others = warnings.showwarning
 
-    def show(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any, **others: Any
-    ) -> None:
+    def show(message: Warning | str, *arguments: Any, **others: Any) -> None:
         if not isinstance(message, InputWarning):
-            show_others(message, category, filename, lineno, *more, **others)
+            show_others(message, *arguments, **others)
             return
         option = "leave --invert out" if inverted else "give --invert, or label images like those of training"
         print(f"lightning-meta: warning: {message.what}; {option}" if message.inverted else message, file=sys.stderr)
@@ -169,23 +152,15 @@ def _input_warnings_printed(inverted: bool) -> Iterator[None]:
         yield
 
 
-def _loaded(config: Namespace) -> Any:
-    return load_trained(find_checkpoint(config.ckpt_path), config)
-
-
-def _meta_learner(config: Namespace) -> MetaModule:
-    model = _loaded(config)
+def _check_classifier(config: Namespace, model: Any) -> None:
+    """Check that a model labels images by those of `--support`."""
     if not isinstance(model, MetaModule):
         raise UserError(
             f"--support: {type(model).__name__} of {config.ckpt_path} has fixed tasks and does not learn new ones; "
             "give --table for new rows of the table that it was trained on, or --export alone"
         )
     if model.spec.task != "classification":
-        raise UserError(
-            f"--ckpt_path {config.ckpt_path}: the model was trained for regression; it does not label images; in "
-            "Python, lightning_meta.load(run).predictor(inputs, targets) gives a function of new inputs"
-        )
-    return model.to(find_device(config.device, "--device"))
+        raise UserError(f"--ckpt_path {config.ckpt_path}: the model does not label images; {OF_REGRESSION}")
 
 
 def _batches(
@@ -247,7 +222,9 @@ def _write(
         cells: list[list[str]] = [[] for _ in files]
         if calibration is not None:
             sets, abstained = calibration.sets(probabilities).tolist(), calibration.abstained(probabilities).tolist()
-            cells = [[_as_list(classes, held), str(no).lower()] for held, no in zip(sets, abstained, strict=True)]
+            # A JSON list, since a label may hold any separator.
+            held = (json.dumps(list(compress(classes, inside)), ensure_ascii=False) for inside in sets)
+            cells = [[names, str(no).lower()] for names, no in zip(held, abstained, strict=True)]
             without += sum(abstained)
         for file, row, margin, of_set in zip(files, probabilities.tolist(), margins, cells, strict=True):
             label = classes[row.index(max(row))]
@@ -256,22 +233,10 @@ def _write(
     return without
 
 
-def _as_list(classes: Sequence[str], held: Sequence[bool]) -> str:
-    """The labels of a set as a JSON list, since a label may hold any separator."""
-    return json.dumps([name for name, inside in zip(classes, held, strict=True) if inside], ensure_ascii=False)
-
-
 def _show(predictor: Predictor, support: Counter[str], left_out: HeldOut | None, counts: Counter[str]) -> None:
     columns = ["labelled examples", *(["right if left out"] if left_out else []), "images given this label"]
     table = Table("class", *columns)
-
-    def add(name: str, *numbers: int) -> None:
-        examples, right, tried, labelled = map(str, numbers)
-        table.add_row(name, examples, *([f"{right} of {tried}"] if left_out else []), labelled)
-
-    right, tried = (left_out.right, left_out.tried) if left_out else (Counter[str](), Counter[str]())
     for name in predictor.classes:
-        add(escape(name), support[name], right[name], tried[name], counts[name])
-    table.add_section()
-    add("in all", support.total(), right.total(), tried.total(), counts.total())
+        right = [f"{left_out.right[name]} of {left_out.tried[name]}"] if left_out else []
+        table.add_row(escape(name), str(support[name]), *right, str(counts[name]))
     Console().print(table)

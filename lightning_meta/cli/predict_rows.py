@@ -11,9 +11,8 @@ from jsonargparse import Namespace
 from numpy.typing import NDArray
 
 from lightning_meta.cli.calibrating import read_table_calibration
-from lightning_meta.cli.predict_options import delimiter_of
+from lightning_meta.cli.predict_options import OF_REGRESSION, delimiter_of
 from lightning_meta.errors import UserError
-from lightning_meta.meta import MetaModule
 from lightning_meta.multitask import MultiTaskModule
 from lightning_meta.multitask.table_predictions import predict_table, spelling_of
 from lightning_meta.run.tables import write_table
@@ -29,20 +28,15 @@ def predict_rows(config: Namespace, model: Any) -> None:
     Raises:
         UserError: The model was not trained on a table, or the table is not like that of training.
     """
-    if isinstance(model, MetaModule) and model.spec.task == "regression":
-        raise UserError(
-            f"--table: {type(model).__name__} of {config.ckpt_path} learns a new task from a few rows with targets; in "
-            "Python, lightning_meta.load(run).predictor(inputs, targets) gives a function of new inputs"
-        )
     if not isinstance(model, MultiTaskModule):
         raise UserError(
             f"--table: {type(model).__name__} of {config.ckpt_path} learns new tasks from a few examples; give "
-            "--support a folder of labelled images"
+            f"--support a folder of labelled images; {OF_REGRESSION}"
         )
     if model.spec.table is None:
         raise UserError(
-            f"--ckpt_path {config.ckpt_path}: the checkpoint does not say how a row becomes inputs: it was written by "
-            "an earlier version, or the model was not trained on a lightning_meta.sources.Table; train it again on one"
+            f"--ckpt_path {config.ckpt_path}: the model was not trained on a lightning_meta.sources.Table; train it "
+            "again on one"
         )
     calibration = read_table_calibration(config.ckpt_path, model) if config.calibrated else None
     given, kept = (config.delimiter, config.decimal), config.keep or []
@@ -57,30 +51,13 @@ def predict_rows(config: Namespace, model: Any) -> None:
     if ROW not in predictions:  # a target may be called so
         columns.insert(0, [ROW, *map(str, range(1, rows + 1))])
     of_table = spelling.delimiter or DELIMITERS.get(Path(config.table).suffix.lower(), ",")
-    try:
-        write_table(Path(config.out), zip(*columns, strict=True), delimiter_of(config.out) or of_table)
-    except OSError as error:
-        raise UserError(f"--out {config.out}: the file cannot be written ({error.strerror})") from error
-    abstained = [cells for values in predictions.values() if (cells := booleans_in(values))]
+    write_table(Path(config.out), zip(*columns, strict=True), delimiter_of(config.out) or of_table)
+    columns_of_targets = (predictions.get(f"abstained({target.name})", ()) for target in model.spec.table.targets)
+    abstained = [cell for cells in columns_of_targets for cell in cells if cell is not None]
     if abstained:
-        count = f"{sum(map(sum, abstained))} of {sum(map(len, abstained))}"
+        count = f"{sum(abstained)} of {len(abstained)}"
         print(f"abstained from {count} labels, for which no class is probable enough (columns abstained)")
     print(f"{rows} rows, {len(model.names)} {'task' if len(model.names) == 1 else 'tasks'}: written to {config.out}")
-
-
-def booleans_in(values: NDArray[Any]) -> list[bool]:
-    """Return the cells of a column of booleans; those of rows whose task is not calibrated are None, and left out.
-
-    Args:
-        values: A column, `(n,)`.
-
-    Returns:
-        The booleans; none for a column of another type.
-    """
-    if values.dtype != object:
-        return values.tolist() if values.dtype == bool else []
-    first = next((value for value in values if value is not None), None)
-    return [value for value in values if value is not None] if isinstance(first, bool) else []
 
 
 def _as_text(values: NDArray[Any], decimal: str) -> list[str]:

@@ -13,21 +13,17 @@ from lightning_meta.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "configs"  # in a clone a link to the top-level folder
 SWEEPS = FOLDER / "sweeps"
-NAME = re.compile(r"\w+")
-KINDS = (
-    "Few-shot learning (fit --config NAME)",
-    "Multi-task learning (fit --config NAME)",
-    "Ladders (ladder --config NAME)",
-    "Sweeps (sweep --config NAME)",
-    "Additions to another configuration (fit --config OTHER --config NAME)",
-)
+# The kinds of configurations, in the order of the list.
+FEW_SHOT = "Few-shot learning (fit --config NAME)"
+MULTI_TASK = "Multi-task learning (fit --config NAME)"
+LADDERS = "Ladders (ladder --config NAME)"
+SWEEP_FILES = "Sweeps (sweep --config NAME)"
+OTHERS = "Additions to another configuration (fit --config OTHER --config NAME)"
 USAGE = """usage: lightning-meta configs [NAME|WORD]
 
 List the names that --config of fit, test, ladder and sweep takes.
 With a NAME, print the file: `lightning-meta configs maml_glyphs > mine.yaml`.
 With a WORD, such as omniglot, describe the configurations whose name has it."""
-LIST = "`lightning-meta configs` lists them"
-LONGEST = 100  # characters; the operating system refuses to look up a much longer file name
 
 
 def shipped(folder: Path = FOLDER) -> dict[str, Path]:
@@ -36,11 +32,7 @@ def shipped(folder: Path = FOLDER) -> dict[str, Path]:
 
 
 def with_shipped(args: Sequence[str], folder: Path = FOLDER) -> list[str]:
-    """Replace the name in `--config NAME` by the path of the shipped file, unless a file of this name exists.
-
-    Args:
-        args: Options of a command.
-        folder: Folder of its configurations.
+    """Replace the name in `--config NAME` by the path of the file in a folder, unless a file of this name exists.
 
     Raises:
         UserError: There is neither such a file nor such a shipped configuration.
@@ -56,16 +48,22 @@ def with_shipped(args: Sequence[str], folder: Path = FOLDER) -> list[str]:
 
 
 def _resolve(value: str, folder: Path) -> str:
-    if not NAME.fullmatch(value) or (len(value) <= LONGEST and Path(value).is_file()):
+    # The operating system refuses to look up a much longer name.
+    if not re.fullmatch(r"\w{1,100}", value) or Path(value).is_file():
         return value  # a path, or the text of a configuration
     files = shipped(folder)
     if value in files:
         return str(files[value])
-    if len(value) <= LONGEST and Path(value).exists():
+    if Path(value).exists():
         return value  # a folder, which the command refuses
-    close = difflib.get_close_matches(value, files, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else LIST
-    raise UserError(f"--config: there is no file {value}, and no configuration of this name is shipped; {hint}")
+    raise UserError(
+        f"--config: there is no file {value}, and no configuration of this name is shipped; {_hint(value, files)}"
+    )
+
+
+def _hint(name: str, files: Mapping[str, Path]) -> str:
+    close = difflib.get_close_matches(name, files, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else "`lightning-meta configs` lists them"
 
 
 def as_given(file: str | Path) -> str:
@@ -75,9 +73,6 @@ def as_given(file: str | Path) -> str:
 
 def configs(args: Sequence[str]) -> None:
     """List the names of the shipped configurations, describe those whose name contains a word, or print one.
-
-    Args:
-        args: A name or a word, or nothing.
 
     Raises:
         UserError: There is no such configuration.
@@ -97,29 +92,21 @@ def configs(args: Sequence[str]) -> None:
 
 def _overview(files: Mapping[str, Path]) -> str:
     """The names of all configurations by kind, for a screen of 80 columns."""
-    groups: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    groups: dict[str, list[str]] = {FEW_SHOT: [], MULTI_TASK: [], LADDERS: [], SWEEP_FILES: [], OTHERS: []}
     for name, file in files.items():
-        groups[_kind(name, file)].append(name)
-    groups[KINDS[3]] = list(shipped(SWEEPS))
-    lists = [f"{kind}:\n{textwrap.indent(textwrap.fill(', '.join(groups[kind]), 78), '  ')}\n" for kind in KINDS]
+        text = file.read_text(encoding="utf-8")  # names of classes suffice, and the parser would take seconds
+        of_data = FEW_SHOT if "EpisodicDataModule" in text else MULTI_TASK if "MultiTaskDataModule" in text else OTHERS
+        groups[LADDERS if name.startswith("ladder_") else of_data].append(name)
+    groups[SWEEP_FILES] += shipped(SWEEPS)
+    lists = [f"{kind}:\n{textwrap.indent(textwrap.fill(', '.join(g), 78), '  ')}\n" for kind, g in groups.items()]
     return "".join(lists) + "\n`lightning-meta configs WORD` describes those with a word in their name."
-
-
-def _kind(name: str, file: Path) -> str:
-    few_shot, multi_task, ladder, _, other = KINDS
-    if name.startswith("ladder_"):
-        return ladder
-    text = file.read_text(encoding="utf-8")  # names of classes suffice, and the parser would take seconds
-    return few_shot if "EpisodicDataModule" in text else multi_task if "MultiTaskDataModule" in text else other
 
 
 def _descriptions(files: Mapping[str, Path], word: str) -> str:
     """A line for each configuration with a word in its name."""
     rows = {name: _first_sentence(file) for name, file in files.items() if word.lower() in name}
     if not rows:
-        close = difflib.get_close_matches(word, files, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else LIST
-        raise UserError(f"configs: no configuration has {word!r} in its name; {hint}")
+        raise UserError(f"configs: no configuration has {word!r} in its name; {_hint(word, files)}")
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,23 @@ from lightning_meta.cli.calibrating import (
     print_calibration,
     print_table_calibration,
     write_calibration,
-    write_table_calibration,
 )
 from lightning_meta.cli.helping import Parser
-from lightning_meta.cli.messages import parse, parsing, passed
+from lightning_meta.cli.messages import parse, passed
 from lightning_meta.cli.options import as_option, naming_options
 from lightning_meta.cli.parsing import mistake_in
 from lightning_meta.cli.trained import add_model_options, load_trained
-from lightning_meta.cli.trust import check_untrusted, read_configuration, without_machine
+from lightning_meta.cli.trust import check_untrusted, read_configuration, without, without_machine
 from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule
 from lightning_meta.errors import UserError
-from lightning_meta.fitting.calibration import TASKS, calibrate_by
+from lightning_meta.fitting.calibration import TASKS, Calibrated, calibrate_by
 from lightning_meta.fitting.checks import check_machine, check_seed, check_trainer
 from lightning_meta.fitting.evaluation import Evaluation, evaluate_by
 from lightning_meta.fitting.grid import print_grid, write_grid
 from lightning_meta.fitting.importance import Importance, permutation_importance
 from lightning_meta.fitting.progress_bar import progress_bar
 from lightning_meta.fitting.summary import print_summary, without_mean, write_outcome
-from lightning_meta.fitting.table_calibration import calibrate_table_by
+from lightning_meta.fitting.table_calibration import CalibratedTable, calibrate_table_by
 from lightning_meta.fitting.trained_data import warn_of_other_training_data
 from lightning_meta.import_paths import lies_in, real_path
 from lightning_meta.loading import find_checkpoint
@@ -54,6 +54,7 @@ from lightning_meta.specifications import unknown_parts
 # Options and the arguments of the data module that they set.
 OF_DATA = {"ways": "test_ways", "shots": "test_shots", "queries": "test_queries", "tasks": "test_tasks"}
 OF_DATA |= {"task_list": "test_task_list"}
+ALIASES = {name: f"--{option}" for option, argument in OF_DATA.items() for name in (option, argument)}
 DRAWN = ("ways", "shots", "queries", "tasks")
 MOST_TASKS, MOST_COLUMNS = 20, 5  # in the printed table of importances
 TRAINER = ("accelerator", "devices", "precision", "strategy", "num_nodes", "deterministic", "inference_mode")
@@ -79,16 +80,13 @@ def test(args: Sequence[str]) -> None:
         trainer = Trainer(**{**options, "logger": False, "callbacks": callbacks, "enable_checkpointing": False})
     except (TypeError, ValueError) as error:
         raise UserError(f"--trainer: {error}") from error
-    set_options = [name for name in OF_DATA if config[name] is not None]
     if config.calibrate is not None:
         assert run is not None
         _calibrate(config, trainer, module, objects["data"], run)
-        if trainer.is_global_zero:
-            warn_of_other_training_data(getattr(module, "run_record", None), objects["data"])
         return
     logger = RunLogger(run if run else Path("runs"), "tests")
     evaluations: list[Evaluation] = []
-    with naming_options(config, {n: f"--{name}" for name in set_options for n in (name, OF_DATA[name])}):
+    with naming_options(config, ALIASES):
         if isinstance(config.ways, list) or isinstance(config.shots, list):
             instance("--ckpt_path", module, MetaModule)
             instance("--data", objects["data"], EpisodicDataModule)
@@ -122,48 +120,43 @@ def test(args: Sequence[str]) -> None:
 def _print_importances(importances: Sequence[Importance]) -> None:
     """Print the most important columns of the first tasks."""
     table = Table("task", "columns, and the increase of the test loss when each is permuted")
-    tasks = list(dict.fromkeys(each.task for each in importances))
-    for task in tasks[:MOST_TASKS]:
+    for task in list(dict.fromkeys(each.task for each in importances))[:MOST_TASKS]:
         columns = sorted((each for each in importances if each.task == task), key=lambda each: -each.mean)
         table.add_row(task, ", ".join(f"{each.column} {each.mean:.3g}" for each in columns[:MOST_COLUMNS]))
-    if len(tasks) > MOST_TASKS:
-        table.caption = f"{len(tasks) - MOST_TASKS} more tasks are in the file"
     Console(markup=False, emoji=False).print(table)
 
 
 def _check_importance(module: Any, data: Any) -> None:
     """Refuse `--importance` without the columns of a table, before anything is computed."""
-    if not isinstance(module, MultiTaskModule) or not isinstance(data, MultiTaskDataModule):
-        raise UserError(
-            f"--importance: {type(module).__name__} has no named tasks on the columns of a table; leave it out"
-        )
-    if module.spec.table is None:
+    named = isinstance(module, MultiTaskModule) and isinstance(data, MultiTaskDataModule)
+    if not named or module.spec.table is None:
         raise UserError("--importance: the model was not trained on a lightning_meta.sources.Table; leave it out")
 
 
 def _calibrate(config: Namespace, trainer: Trainer, module: Any, data: Any, run: Path) -> None:
     """Calibrate the model on validation tasks or rows, and store the calibration in the run directory."""
-    if isinstance(module, MultiTaskModule) and isinstance(data, MultiTaskDataModule):
-        about = identity(module)  # before the Trainer converts weights to its precision
-        with naming_options(config, {"coverage": "--calibrate", "module": "--calibrate", "data": "--data"}):
-            calibrated = calibrate_table_by(trainer, module, data, config.calibrate)
-        if trainer.is_global_zero:
-            assert module.spec.table is not None  # otherwise it cannot be calibrated
-            print_table_calibration(calibrated, write_table_calibration(run, about, calibrated), module.spec.table)
-        return
-    if not isinstance(module, MetaModule) or not isinstance(data, EpisodicDataModule):
-        raise UserError(
-            f"--calibrate: {type(module).__name__} is neither a few-shot classifier nor a model of a table, and only "
-            "these can be calibrated"
-        )
-    sizes = {name: config[name] for name in ("ways", "shots", "queries")}
-    options = {n: f"--{o}" for o, argument in OF_DATA.items() for n in (o, argument)} | {"coverage": "--calibrate"}
-    with naming_options(config, {**options, "batch_norm": "--batch_norm", "module": "--calibrate"}):
-        calibration = calibrate_by(
-            trainer, module, data, coverage=config.calibrate, tasks=config.tasks or TASKS, **sizes
-        )
+    about = identity(module)  # before the Trainer converts weights to its precision
+    own = {"coverage": "--calibrate", "module": "--calibrate", "data": "--data", "batch_norm": "--batch_norm"}
+    found: Calibrated | CalibratedTable
+    with naming_options(config, ALIASES | own):
+        if isinstance(module, MultiTaskModule) and isinstance(data, MultiTaskDataModule):
+            found = calibrate_table_by(trainer, module, data, config.calibrate)
+        elif isinstance(module, MetaModule) and isinstance(data, EpisodicDataModule):
+            sizes = {name: config[name] for name in ("ways", "shots", "queries")}
+            sizes["tasks"] = config.tasks or TASKS
+            found = calibrate_by(trainer, module, data, coverage=config.calibrate, **sizes)
+        else:
+            raise UserError(
+                f"--calibrate: {type(module).__name__} is neither a few-shot classifier nor a model of a table, and "
+                "only these can be calibrated"
+            )
     if trainer.is_global_zero:
-        print_calibration(calibration, write_calibration(run, module, calibration))
+        path = write_calibration(run, about, found)
+        if isinstance(found, Calibrated):
+            print_calibration(found, path)
+        else:
+            print_table_calibration(found, path, module.spec.table)
+        warn_of_other_training_data(getattr(module, "run_record", None), data)
 
 
 def _instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespace:
@@ -174,65 +167,53 @@ def _instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespac
     except (TypeError, ValueError) as error:
         message = str(mistake_in(Namespace(data=config.data), error) or passed(error, "test"))
         for option, argument in OF_DATA.items():
-            if config[option] is not None:
-                message = message.replace(f"--data.{argument}:", f"--{option}:")
+            message = message.replace(f"--data.{argument}:", f"--{option}:")
         raise UserError(message) from error
 
 
-def make_parser() -> LightningArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
-        prog="lightning-meta test",
+        command="test",
+        usage="lightning-meta test --ckpt_path RUN [options]",
         description="Test a trained model, on its own test tasks or on others.",
-        exit_on_error=False,
-        allow_abbrev=False,
-        short_help="test",
+        epilog="Also --data.NAME and --trainer.NAME, such as --data.source.root FOLDER and\n--trainer.devices 1. "
+        "lightning-meta test --help_all lists them,\n--data.help EpisodicDataModule those of a data module.",
     )
-    parser.add_argument(
-        "--config", type=str | None, help="Configuration of the data; by default that of the run directory."
-    )
+    parser.add_help_all()
     add_model_options(parser)
-    parser.add_argument(
-        "--ways", type=int | list[int] | str | None, help="N, classes in a test task; or several numbers, such as 5,20."
+    add, sizes = parser.option, int | list[int] | str | None
+    add("--ways N[,N...]", sizes, "Classes in a test task; several give a table.")
+    add("--shots K[,K...]", sizes, "Support examples of a class; several give a table.")
+    add("--queries Q", int | None, "Query examples of a class.")
+    add("--tasks T", int | None, "Test tasks, of each way and shot.")
+    tasks = "Test on the tasks listed in this file, or in the folder of Omniglot's one-shot runs, and draw none."
+    add("--task_list FILE", str | None, tasks)
+    calibration = (
+        "Instead of a test, calibrate the model on validation tasks, or on the validation rows of a table: predict can "
+        "then write sets of labels that contain the true label for this share of images or rows."
     )
-    parser.add_argument(
-        "--shots",
-        type=int | list[int] | str | None,
-        help="K, support examples per class; or several numbers, such as 1,5.",
-    )
-    parser.add_argument("--queries", type=int | None, help="Q, query examples per class.")
-    parser.add_argument("--tasks", type=int | None, help="Number of test tasks for each combination of ways and shots.")
-    parser.add_argument(
-        "--task_list",
-        type=str | None,
-        help="A file that lists the test tasks, or the folder of Omniglot's one-shot runs, instead of drawn tasks.",
-    )
-    parser.add_argument(
-        "--calibrate",
-        type=float | None,
-        help="Instead of a test, calibrate the model on validation tasks with these ways and shots, so that the "
-        "predicted sets contain the true label for this share of images, such as 0.9. The coverage is measured on test "
-        "tasks, and the calibration is stored in the run directory for `predict --calibrated`. A model of a table is "
-        "calibrated on validation rows, one target at a time: sets for classes, intervals for numbers.",
-    )
-    parser.add_argument(
-        "--importance",
-        action="store_true",
-        help="Also permute each column of a table in turn, and write the increase of each task's loss.",
-    )
-    parser.add_argument("--seed_everything", type=int, default=0, help="Seed of all generators.")
+    add("--calibrate SHARE", float | None, calibration)
+    add("--importance", bool, "Also measure how much each column of a table matters.")
+    add("--config NAME|FILE", str | None, "Configuration with other data; by default that of the run.")
+    add("--seed_everything N", int, "Seed of all generators; by default the run's.", default=0)
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=True)
     return parser
 
 
-def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namespace, Path]:
+def _parse(parser: Parser, args: Sequence[str]) -> tuple[Namespace, Path]:
     """The configuration of the run with the options applied, and the checkpoint."""
-    first, _ = _path_parser().parse_known_args(list(args))
+    # The options that are needed to find the configuration of the run.
+    path_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    path_parser.add_argument("--ckpt_path", nargs="?")
+    path_parser.add_argument("--config")
+    path_parser.add_argument("--trust", action="store_true")
+    first, _ = path_parser.parse_known_args(list(args))
     if first.ckpt_path is None:
-        if not {"-h", "--help", "--help_all", "--data.help"} & {arg.partition("=")[0] for arg in args}:
-            raise UserError("--ckpt_path: name a run directory or a checkpoint, such as runs/protonet_glyphs/0")
-        return parse(parser, args, "test"), Path()
+        with suppress(UserError):
+            parse(parser, args)  # shows the help that was asked for, and exits
+        raise UserError("--ckpt_path: name a run directory or a checkpoint, such as runs/protonet_glyphs/0")
     checkpoint = find_checkpoint(first.ckpt_path)
     run = run_directory_of(checkpoint)
     file = Path(first.config) if first.config else run / "config.yaml" if run else None
@@ -240,7 +221,9 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         missing = file or f"{checkpoint} is not in a run directory"
         raise UserError(f"--config: the configuration of the data was not found ({missing}); give it with --config")
     stored = read_configuration(file)
-    data = _without_augmentation(stored.get("data"))
+    data = stored.get("data")
+    if isinstance(data, Mapping) and lies_in(real_path(str(data.get("class_path"))), ("lightning_meta.data",)):
+        data = without(data, "augmentation")  # it is used only in training, and may need another package
     if name := next((name for name, _ in unknown_parts({"data": data})), None):
         raise UserError(
             f"{file}: {name} was created in Python, and its arguments are unknown; name a configuration of the data "
@@ -251,8 +234,7 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
     if not first.config and not first.trust:  # a configuration that the user names is trusted, like code
         base = without_machine(base)
         check_untrusted(base, file)
-    with parsing():
-        config = parse(parser, args, "test", {**base, "ckpt_path": first.ckpt_path})
+    config = parse(parser, args, {**base, "ckpt_path": first.ckpt_path})
     check_seed(config.seed_everything, as_option)
     check_trainer(config.trainer, "test", as_option)
     for name in ("ways", "shots"):
@@ -288,14 +270,6 @@ def _check_calibrate(config: Namespace, run: Path | None) -> None:
         raise UserError(f"--{several}: --calibrate takes one number of ways and shots; run it once for each")
 
 
-def _without_augmentation(data: Any) -> Any:
-    """Remove the augmentation, which is used only in training and may need another package."""
-    if not isinstance(data, Mapping) or not lies_in(real_path(str(data.get("class_path"))), ("lightning_meta.data",)):
-        return data
-    args = data.get("init_args") or {}
-    return {**data, "init_args": {name: value for name, value in args.items() if name != "augmentation"}}
-
-
 def _numbers(option: str, value: int | list[int] | str | None) -> int | list[int] | None:
     """Parse several numbers, `5,20` or `[5, 20]`, to a list; a single number stays a number."""
     if isinstance(value, str):
@@ -304,12 +278,3 @@ def _numbers(option: str, value: int | list[int] | str | None) -> int | list[int
             raise UserError(f"{option}: expected a whole number, or several, such as 5,20; got {value!r}")
         value = [int(part) for part in parts]
     return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-def _path_parser() -> argparse.ArgumentParser:
-    """Parses the options that are needed to find the configuration of the run."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--ckpt_path", nargs="?")
-    parser.add_argument("--config")
-    parser.add_argument("--trust", action="store_true")
-    return parser

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
-from lightning_meta.cli.plain_parser import PlainParser
 from lightning_meta.errors import UserError
 from lightning_meta.reading import is_number
 
@@ -14,9 +14,12 @@ OPTION = "--threads"
 OWN = ("ladder", "sweep")  # commands that pass the number to the runs that they start
 
 
-def add_threads(parser: argparse.ArgumentParser) -> None:
-    """Show `--threads` in the help of a command, whose options no longer contain it when they are parsed."""
-    parser.add_argument(OPTION, metavar="N", type=int, help="Threads of the processor; by default torch's choice.")
+class PlainParser(argparse.ArgumentParser):
+    """Parser of a command that passes unknown options to `fit`; errors are raised as `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a `UserError`."""
+        raise UserError(message)
 
 
 @contextmanager

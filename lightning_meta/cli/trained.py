@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from lightning_meta.checks import whole
-from lightning_meta.cli.trust import HELP, SUGGESTED_FIX
+from lightning_meta.cli.helping import Parser
+from lightning_meta.cli.trust import SUGGESTED_FIX
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import UntrustedClassError
 from lightning_meta.loading import load
@@ -18,27 +19,17 @@ from lightning_meta.specifications import class_paths
 OF_MODEL = {"steps": "test_inner_steps", "batch_norm": "batch_norm"}
 
 
-def add_model_options(parser: ArgumentParser) -> None:
+def add_model_options(parser: Parser) -> None:
     """Add the options that choose a model and what replaces the options that it was trained with."""
-    parser.add_argument(
-        "--ckpt_path", type=str, required=True, help="A run directory (its best checkpoint is used) or a checkpoint."
-    )
-    parser.add_argument("--steps", type=int | None, help="Inner steps, for methods with an inner loop.")
-    parser.add_argument(
-        "--batch_norm",
-        type=Literal["transductive", "inductive", "running"] | None,
-        help="Which statistics normalise query examples; by default those of training. With transductive a prediction "
-        "depends on the examples that it is made with.",
-    )
-    parser.add_argument("--trust", action="store_true", help=HELP)
+    parser.option("--ckpt_path RUN", str, "A run (its best checkpoint) or a checkpoint.", required=True)
+    parser.option("--steps S", int | None, "Inner steps, for methods with an inner loop.")
+    statistics = "transductive, inductive or running: the statistics that normalise query examples."
+    parser.option("--batch_norm WHICH", Literal["transductive", "inductive", "running"] | None, statistics)
+    parser.option("--trust", bool, "Also import classes of your own that the run uses, which runs their code.")
 
 
 def load_trained(checkpoint: Path, config: Namespace) -> Any:
-    """Load a model.
-
-    Args:
-        checkpoint: The checkpoint file.
-        config: The options of the command, with those of `add_model_options`.
+    """Load a model with the options of `add_model_options`.
 
     Raises:
         UserError: The model has no such option, or `lightning_meta.load` refuses.

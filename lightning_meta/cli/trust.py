@@ -7,7 +7,6 @@ therefore be in the modules below, and strings are accepted only where the type 
 
 from __future__ import annotations
 
-import inspect
 import re
 import types
 import typing
@@ -20,15 +19,11 @@ from typing import Any
 
 import yaml
 
-from lightning_meta.describing import options_of
+from lightning_meta.cli.declared import arguments_of, type_of
 from lightning_meta.errors import UserError, reason_of
 from lightning_meta.import_paths import import_class, lies_in, real_path
 from lightning_meta.reading import read_yaml
 
-HELP = (
-    "Also import and instantiate classes of other packages that the run names, such as a method in a file of yours. "
-    "This runs their code: use it only for your own runs."
-)
 SUGGESTED_FIX = "give --trust if the run is yours: it imports what the run names, which runs its code"
 
 # Options of the Trainer that affect results are taken from any run. Devices, strategies and nodes, like the workers of
@@ -49,10 +44,8 @@ def read_configuration(file: Path) -> dict[str, Any]:
     try:
         content = read_yaml(file)
     except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, no such date
-        reason = reason_of(error)
-        raise UserError(
-            f"{file}: this is not a configuration ({reason}); fix it, or give another with --config"
-        ) from error
+        fix = "fix it, or give another with --config"
+        raise UserError(f"{file}: this is not a configuration ({reason_of(error)}); {fix}") from error
     sections = [content, *(content.get(name) or {} for name in ("data", "trainer"))] if _named(content) else [content]
     if not all(map(_named, sections)):
         raise UserError(f"{file}: expected a configuration as `fit` writes it, with data and trainer")
@@ -62,13 +55,14 @@ def read_configuration(file: Path) -> dict[str, Any]:
 def without_machine(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a run without those that choose devices, nodes and processes."""
     trainer = {name: value for name, value in stored["trainer"].items() if name in OF_NUMBERS}
-    return {**stored, "trainer": trainer, "data": _without_workers(stored.get("data"))}
+    return {**stored, "trainer": trainer, "data": without(stored.get("data"), "num_workers")}
 
 
-def _without_workers(data: Any) -> Any:
-    if not isinstance(data, Mapping) or not isinstance(args := data.get("init_args"), Mapping):
-        return data
-    return {**data, "init_args": {name: value for name, value in args.items() if name != "num_workers"}}
+def without(spec: Any, argument: str) -> Any:
+    """The configuration of an object without one of its arguments."""
+    if not isinstance(spec, Mapping) or not isinstance(args := spec.get("init_args"), Mapping):
+        return spec
+    return {**spec, "init_args": {name: value for name, value in args.items() if name != argument}}
 
 
 def check_untrusted(stored: Mapping[str, Any], file: Path) -> None:
@@ -95,22 +89,22 @@ def _check_object(spec: Any, key: str) -> None:
     if not _named(spec) or not set(spec) <= {"class_path", "init_args"}:
         raise UserError(f"{key} is {repr(spec)}, and not a class_path with init_args")
     path, args = real_path(str(spec.get("class_path"))), spec.get("init_args") or {}
-    if not lies_in(path, TRUSTED_PACKAGES):
-        raise UserError(f"{key} names the class {path}, which is not one of lightning_meta.data")
-    cls = import_class(path)
-    if not lies_in(cls.__module__, TRUSTED_PACKAGES):
+    # The path first, before anything is imported; then where the class is really from.
+    if not lies_in(path, TRUSTED_PACKAGES) or not lies_in((cls := import_class(path)).__module__, TRUSTED_PACKAGES):
         raise UserError(f"{key} names the class {path}, which is not one of lightning_meta.data")
     if not _named(args):
         raise UserError(f"{key}: {path} has no arguments by name")
-    hints, defaults = _hints(cls), options_of(cls)
+    declared = arguments_of(cls)
     for name, value in args.items():
         if metric := next(_metrics_by_path({name: value}), None):
             raise UserError(f"{key}.{name} names the metric {metric}, which may be any code")
         if isinstance(value, Mapping) and "class_path" in value:
             _check_object(value, f"{key}.{name}")
-        elif name == "url" and name in defaults and value != defaults[name].default:
+        elif name == "url" and name in declared and value != declared[name].default:
             raise UserError(f"{key}.url is {repr(value)}, and not where the data set's authors publish it")
-        elif not (value is None or isinstance(value, bool | int | float) or _is_plain(hints.get(name))):
+        elif isinstance(value, bool | int | float | None):
+            continue
+        elif name not in declared or not _is_plain(type_of(declared[name])):
             raise UserError(f"{key}.{name} is {repr(value)}, which may name anything")
 
 
@@ -125,15 +119,6 @@ def _metrics_by_path(value: Any) -> Iterator[str]:
         return
     for inner in value:
         yield from _metrics_by_path(inner)
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    """The types of a constructor's arguments, including inherited ones."""
-    hints: dict[str, Any] = {}
-    for parent in inspect.getmro(cls):
-        if "__init__" in vars(parent) and parent.__module__.startswith("lightning_meta."):
-            hints = {**typing.get_type_hints(parent.__init__), **hints}  # type: ignore[misc]
-    return hints
 
 
 def _is_plain(hint: Any) -> bool:

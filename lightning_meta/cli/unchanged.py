@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class UnchangedData:
-    """Compares the `data_fingerprint` of finished runs with the data as they are now, which are read once at most."""
+    """Compares the `data_fingerprint` of finished runs with that of the data as they are now, read once at most."""
 
     def __init__(self) -> None:
         self._fingerprints: dict[str, str | None] = {}
@@ -41,17 +41,16 @@ class UnchangedData:
         """
         stored = {run: read_results(run).get("data_fingerprint") for run in finished}
         stored = {run: fingerprint for run, fingerprint in stored.items() if fingerprint}  # custom data have none
-        if not stored:
-            return True
         try:
-            now = self._fingerprint(data())
+            now = self._fingerprint(data()) if stored else None
         except Exception as error:  # such as a file that is gone, or anything that a user's source raises
             why = reason_of(error)
             _log.warning("data: it cannot be checked that they are unchanged since %s (%s)", next(iter(stored)), why)
             return False
-        for run, fingerprint in stored.items():
-            if now != fingerprint:
-                raise UserError(f"data: they have changed since {run} was trained on them; {advice.format(run=run)}")
+        if changed := next((run for run, fingerprint in stored.items() if now != fingerprint), None):
+            raise UserError(
+                f"data: they have changed since {changed} was trained on them; {advice.format(run=changed)}"
+            )
         return True
 
     def _fingerprint(self, data: Any) -> str | None:

@@ -19,7 +19,6 @@ from scipy.optimize import minimize_scalar
 import lightning_meta as lm
 from lightning_meta.cli.calibrating import read_table_calibration
 from lightning_meta.cli.main import main
-from lightning_meta.cli.predict_rows import booleans_in
 from lightning_meta.errors import UserError
 from lightning_meta.functional.conformal import hierarchical_quantile
 from lightning_meta.multitask.calibration import (
@@ -302,14 +301,6 @@ def test_rows_of_a_task_that_is_not_calibrated_have_no_set_or_interval(
         assert main(predict) == 0
         assert Path("predictions.csv").read_text().splitlines()[0] == header
         assert [bool(row[column]) for row in read(Path("predictions.csv"))] == [town == "town 0"] * len(of_town)
-
-
-def test_the_columns_of_booleans_are_known_by_their_type_and_first_cell() -> None:
-    assert booleans_in(np.array([True, False])) == [True, False]
-    assert booleans_in(np.array([None, False, None, True], dtype=object)) == [False, True]
-    assert booleans_in(np.array([None, None], dtype=object)) == booleans_in(np.array([0.0, 1.0])) == []
-    for cells in (["a", "b"], [("a", "b"), ()], [None, "a"]):
-        assert booleans_in(np.array([*cells, None], dtype=object)[:-1]) == []
 
 
 def test_new_groups_may_be_covered_less(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

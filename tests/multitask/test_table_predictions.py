@@ -511,11 +511,14 @@ def test_the_command_refuses_what_cannot_be_in_a_line(tmp_path: Path, capsys: py
     new = write(tmp_path / "new.csv", houses(3, seed=1))
     best = run / "checkpoints" / "best.ckpt"
     stored = read_checkpoint(best)
-    del stored["lightning_meta"]["init_args"]["tasks"]["init_args"]["table"]  # as an earlier version wrote it
-    torch.save(stored, "earlier.ckpt")
+    del stored["lightning_meta"]["init_args"]["tasks"]["init_args"]["table"]
+    torch.save(stored, "without.ckpt")
     capsys.readouterr()
     for options, told in (
-        (["--ckpt_path", "earlier.ckpt", "--table", str(new)], "the checkpoint does not say how a row becomes inputs"),
+        (
+            ["--ckpt_path", "without.ckpt", "--table", str(new)],
+            "the model was not trained on a lightning_meta.sources.Table",
+        ),
         (["--ckpt_path", str(run), "--table", "no.csv"], "--table no.csv: there is no such file"),
         (["--ckpt_path", str(run), "--table", str(new), "--support", "x"], "--support applies only to images"),
         (["--ckpt_path", str(run)], "--support: give a folder of labelled images, or --table a table of new rows"),

@@ -40,9 +40,12 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "tabs in YAML": (config("tabs.yaml"), ("--config: tabs.yaml, line 2", "indent by spaces")),
     "a wrong indentation": (config("indent.yaml"), ("--config: indent.yaml, line 3", "check the indentation")),
     "an argument beside class_path": (config("beside.yaml"), ("inner_lr is beside", "move it below init_args")),
-    "a callback without init_args": (config("flat.yaml"), ("monitor is beside", "trainer.callbacks[0]")),
+    "a callback without init_args": (
+        config("flat.yaml"),
+        ("--trainer.callbacks: monitor is beside", "move it below init_args"),
+    ),
     "a section twice": (config("twice.yaml"), ("trainer is already set in line", "merge the two")),
-    "an argument twice": (config("twice_inside.yaml"), ("model.init_args.inner_steps is already set in line", "merge")),
+    "an argument twice": (config("twice_inside.yaml"), ("inner_steps is already set in line", "merge")),
     "an empty file": (
         config("empty.yaml"),
         ("--config: empty.yaml is not a configuration", "expected options by name"),

@@ -26,8 +26,7 @@ from lightning_meta.cli.ladder.groups import compare_with_extremes, grouped_rung
 from lightning_meta.cli.ladder.plan import PlannedRun, plan
 from lightning_meta.cli.ladder.tables import compare_with_linear, verdict_rows, verdict_table, write_verdicts
 from lightning_meta.cli.ladder.tuning import SearchResult, has_failed, note_failure, tuned
-from lightning_meta.cli.plain_parser import PlainParser
-from lightning_meta.cli.threads import OPTION, using_threads
+from lightning_meta.cli.threads import OPTION, PlainParser, using_threads
 from lightning_meta.cli.unchanged import UnchangedData
 from lightning_meta.errors import UserError
 from lightning_meta.reading import read_yaml

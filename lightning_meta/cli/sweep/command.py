@@ -17,11 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_meta.cli.children import POLL, Children, OtherMetricError, by_option, check_status, parsed, reached
-from lightning_meta.cli.plain_parser import PlainParser
 from lightning_meta.cli.shipped import with_shipped
 from lightning_meta.cli.sweep.file import OF_THE_SWEEP, Sweep, read_sweep
 from lightning_meta.cli.sweep.study import STALE, SweepRecord, TrialFailedError
-from lightning_meta.cli.threads import using_threads
+from lightning_meta.cli.threads import PlainParser, using_threads
 from lightning_meta.cli.unchanged import UnchangedData
 from lightning_meta.errors import UserError
 from lightning_meta.run.directory import is_held, refuse_name
