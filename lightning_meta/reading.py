@@ -175,6 +175,8 @@ def _refuse_deep(text: str) -> None:
                 if depth > DEEPEST:
                     raise TooLargeError(f"it is more than {DEEPEST} levels deep")
             return
+        except TooLargeError:
+            raise
         except yaml.YAMLError:  # a syntax error, which is raised again when the values are constructed
             continue
 
