@@ -219,6 +219,8 @@ class Given:
         """What was expected instead of a value."""
         expected, hint = shown(kind), f"; {self.pointer}" if len(alternatives(kind)) > 1 else ""
         example = ", such as {NAME: VALUE}" if expected == "Mapping" else ""
+        if isinstance(value, bool) and str in alternatives(kind):
+            hint = " (in YAML, quote no, yes, off, on, false, true, which are booleans)"
         return f"expected {expected}{example}, got {'null' if value is None else _loaded(value)}{hint}"
 
 
