@@ -102,7 +102,7 @@ def restoring_error(error: BaseException, path: str | PathLike[str]) -> UserErro
     reason = reason_of(error, 200)
     return UserError(
         f"{path} cannot be resumed: what it holds does not fit this run ({type(error).__name__}: {reason}); load its "
-        f"weights with lightning_meta.load, or resume the run it belongs to"
+        f"weights with lightning_meta.load, resume the run it belongs to, or start a new run"
     )
 
 
