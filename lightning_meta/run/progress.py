@@ -62,8 +62,9 @@ def _is_sound(checkpoint: Mapping[str, Any]) -> bool:
     is_sound &= are_optimizer_states(checkpoint["optimizer_states"])
     if moment is not None:  # a plain Trainer writes none
         counts += [moment["rows"], moment["batches_that_stepped"]]
-        is_sound &= 0 <= float(moment["seconds"]) < LARGEST and isinstance(moment["stopped"], bool)
-        is_sound &= float(moment["batches_of_ended_epoch"] or 0) >= 0  # infinite for data without a length
+        batches = moment["batches_of_ended_epoch"] or 0  # infinite for data without a length
+        is_sound &= all(type(x) in (int, float) and x >= 0 for x in (batches, moment["seconds"]))
+        is_sound &= moment["seconds"] < LARGEST and isinstance(moment["stopped"], bool)
         is_sound &= all(isinstance(name, str) for name in moment["columns"])
         for state in moment["random"]:
             _try_out(state)
