@@ -56,8 +56,10 @@ class BestScore:
         return {"best_score": self.score, "best_loss": self.loss, "validations": self.validations}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state."""
-        self.score, self.loss, self.validations = (state[key] for key in ("best_score", "best_loss", "validations"))
+        """Restore the state of a checkpoint, which may be damaged."""
+        score = state["best_score"]
+        self.score = None if score is None or math.isnan(score) else float(score)
+        self.loss, self.validations = float(state["best_loss"]), int(state["validations"])
 
 
 def check_modes(trainer: Trainer, module: LightningModule, monitor: str | None, mode: Mode) -> None:

@@ -59,7 +59,7 @@ def check_outline(content: bytes, size_of: Callable[[str], int]) -> None:
     reader = _Reader(size_of)
     root = reader.read(content)
     if reader.expanded > EXPANDED:
-        raise HostileError(f"its tensors claim {reader.expanded / 1e9:,.1f} GB more than is stored")
+        raise HostileError(f"its tensors and bytes claim {reader.expanded / 1e9:,.1f} GB more than is stored")
     _measure(root, reader.count + REPEATED, {})
 
 
@@ -96,7 +96,7 @@ class _Reader:
             elif name in _COLLECTS:
                 kind, count = _COLLECTS[name]
                 if count:
-                    items = _popped(stack, count)
+                    items = [stack.pop() for _ in range(count)][::-1]
                 else:
                     items, stack = stack, marks.pop()
                 if kind == "tuple":
@@ -108,17 +108,22 @@ class _Reader:
             elif name == "BINPERSID":
                 stack.append(self._storage(stack.pop()))
             elif name in ("REDUCE", "NEWOBJ"):
-                stack.append(self._call(name, *_popped(stack, 2)))
+                arguments = stack.pop()
+                stack.append(self._call(name, stack.pop(), arguments))
             elif name == "BUILD":
                 state = stack.pop()
                 _build(stack[-1], state)
             elif name not in ("PROTO", "STOP"):
                 raise HostileError(f"it has the opcode {name}, which torch.save does not write")
-        return stack.pop()
+        root = stack.pop()
+        if stack or marks:  # what is made and not in the result would not be measured
+            raise HostileError("it makes objects that are not in its result")
+        return root
 
     def _storage(self, identity: Any) -> _Node:
-        word, kind, key, _, count = identity
-        if (word, type(kind), type(key), type(count)) != ("storage", _Global, str, int) or count < 0:
+        word, kind, key, place, count = identity
+        types = type(kind), type(key), type(place), type(count)
+        if word != "storage" or types != (_Global, str, str, int) or count < 0:
             raise HostileError("a storage is not described as one")
         width = _width(kind)
         stored = self.stored.setdefault(key, self.size_of(key))
@@ -132,7 +137,7 @@ class _Reader:
         if function in self.own:
             return _Node("own", [arguments])
         kind = function.removeprefix("torch._utils.")
-        if opcode == "REDUCE" and (node := self._tensor(kind, arguments) or _plain(kind, arguments)):
+        if opcode == "REDUCE" and (node := self._tensor(kind, arguments) or self._plain(kind, arguments)):
             return node
         if kind.startswith(("_rebuild_", "torch._tensor._rebuild_")):
             raise HostileError(f"{kind.rpartition('.')[2]} makes no plain tensor")
@@ -157,31 +162,28 @@ class _Reader:
             return None
         return _Node("tensor", [arguments])
 
-
-def _popped(stack: list[Any], count: int) -> list[Any]:
-    items = stack[-count:]
-    del stack[-count:]
-    return items
-
-
-def _plain(kind: str, arguments: tuple[Any, ...]) -> _Node | None:
-    """An object that is no tensor; None if `torch.load` would make it from other arguments, or not at all."""
-    first = arguments[0] if arguments else None
-    if kind in _PLAIN:
-        return _Node("value", [arguments])
-    if kind in ("builtins.bytearray", "_codecs.encode"):
-        is_bytes = len(arguments) == 1 and isinstance(first, _Node) and first.kind == "bytes"
-        is_text = isinstance(first, str) and arguments[1] in ("latin1", "latin-1")
-        return _Node("bytes", [arguments]) if not arguments or is_bytes or is_text else None
-    if kind == "collections.OrderedDict" and not arguments:
-        return _Node("dict", [])
-    if kind == "collections.Counter" and (first is None or first.kind == "dict"):
-        return _Node("dict", list(arguments))
-    if kind == "builtins.set":
-        for key in first.children if first else ():
-            _check_key(key)
-        return _Node("set", list(arguments))
-    return None
+    def _plain(self, kind: str, arguments: tuple[Any, ...]) -> _Node | None:
+        """An object that is no tensor; None if `torch.load` would make it from other arguments, or not at all."""
+        first = arguments[0] if arguments else None
+        if kind in _PLAIN and not any(isinstance(part, _Node) for part in arguments):  # a tensor is taken apart by Size
+            return _Node("value", [arguments])
+        if kind in ("builtins.bytearray", "_codecs.encode"):
+            is_bytes = len(arguments) == 1 and isinstance(first, _Node) and first.kind == "bytes"
+            is_text = isinstance(first, str) and arguments[1] in ("latin1", "latin-1")
+            if arguments and not is_bytes and not is_text:
+                return None
+            size = first.children[0] if isinstance(first, _Node) else len(first or "")
+            self.expanded += size  # each call makes a copy
+            return _Node("bytes", [size])
+        if kind == "collections.OrderedDict" and not arguments:
+            return _Node("dict", [])
+        if kind == "collections.Counter" and (first is None or first.kind == "dict"):
+            return _Node("dict", list(arguments))
+        if kind == "builtins.set":
+            for key in first.children if first else ():
+                _check_key(key)
+            return _Node("set", list(arguments))
+        return None
 
 
 def _code(what: Any) -> HostileError:
@@ -227,7 +229,7 @@ def _check_attributes(state: Any) -> None:
 def _bytes_of_view(storage: Any, offset: Any, size: Any, stride: Any, width: int) -> int:
     numbers = [offset, *size, *stride]
     whole = len(size) == len(stride) <= MOST_DIMENSIONS and all(type(n) is int and n >= 0 for n in numbers)
-    if storage.kind != "storage" or not whole:
+    if storage.kind != "storage" or type(size) is not tuple or type(stride) is not tuple or not whole:
         raise HostileError("a tensor is not described as one")
     elements = prod(size)
     reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if elements else 0
@@ -258,6 +260,7 @@ def _measure(value: Any, most: int, sizes: dict[int, tuple[int, int]], depth: in
     if depth + sizes.get(id(value), (0, 0))[1] > DEEPEST:
         raise HostileError(f"its values lie more than {DEEPEST} levels deep, or hold themselves")
     if id(value) not in sizes:
+        sizes[id(value)] = 1, DEEPEST  # while it is measured, so that one that holds itself is refused at once
         parts = [_measure(child, most, sizes, depth + 1) for child in _children(value)]
         sizes[id(value)] = 1 + sum(part[0] for part in parts), 1 + max((part[1] for part in parts), default=0)
     count, levels = sizes[id(value)]

@@ -62,8 +62,9 @@ def _is_sound(checkpoint: Mapping[str, Any]) -> bool:
     is_sound &= are_optimizer_states(checkpoint["optimizer_states"])
     if moment is not None:  # a plain Trainer writes none
         counts += [moment["rows"], moment["batches_that_stepped"]]
-        is_sound &= 0 <= float(moment["seconds"]) < LARGEST and isinstance(moment["stopped"], bool)
-        is_sound &= float(moment["batches_of_ended_epoch"] or 0) >= 0  # infinite for data without a length
+        batches = moment["batches_of_ended_epoch"] or 0  # infinite for data without a length
+        is_sound &= all(type(x) in (int, float) and x >= 0 for x in (batches, moment["seconds"]))
+        is_sound &= moment["seconds"] < LARGEST and isinstance(moment["stopped"], bool)
         is_sound &= all(isinstance(name, str) for name in moment["columns"])
         for state in moment["random"]:
             _try_out(state)
@@ -101,8 +102,8 @@ def restoring_error(error: BaseException, path: str | PathLike[str]) -> UserErro
         return None
     reason = reason_of(error, 200)
     return UserError(
-        f"{path} cannot be resumed: what it holds does not fit this run ({type(error).__name__}: {reason}); resume "
-        f"the run it belongs to, or start a new run; its weights load with lightning_meta.load"
+        f"{path} cannot be resumed: what it holds does not fit this run ({type(error).__name__}: {reason}); load its "
+        f"weights with lightning_meta.load, resume the run it belongs to, or start a new run"
     )
 
 

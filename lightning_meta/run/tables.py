@@ -83,9 +83,9 @@ def _wrong(
 ) -> str | None:
     if any(_BINARY.search(cell) for row in (columns, *table, torn) for cell in row):
         return "it is not a text file"
-    if len(set(columns)) < len(columns):
-        return "two of its columns have one name"
     names = list(map(as_text, columns))
+    if len(set(names)) < len(names):
+        return "two of its columns have one name"
     if missing := [name for name in required if name not in names]:
         return f"it has no column {missing[0]!r}, only {some_of(names, 6)[:200] or 'nothing'}"
     for number, row in enumerate(table, 1):

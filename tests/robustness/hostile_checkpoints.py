@@ -115,6 +115,19 @@ CALLS: dict[str, Case] = {
     "a codec": ("loops", lambda: Calls(__import__("_codecs").encode, "a" * 99, "idna"), "to unpickle it would run"),
 }
 
+CALLS |= {
+    "a size of a tensor": (
+        "loops",
+        lambda: Calls(torch.Size, torch.zeros(1).expand(2**28)),
+        "to unpickle it would run",
+    ),
+    "a text as many bytes": ("loops", lambda: many_bytes("a" * 2**20), "claim 2.1 GB more than is stored"),
+}
+
+
+def many_bytes(text: str) -> Any:
+    return [Calls(__import__("_codecs").encode, text, "latin1") for _ in range(2000)]
+
 
 def saved(file: Path, case: Case) -> Path:
     """A checkpoint with one part replaced."""
@@ -177,6 +190,11 @@ def deep(file: Path) -> Path:
     return rewritten(file, nest)
 
 
+def _holding_itself(parts: dict[str, bytes]) -> None:
+    """A list of many values and itself, which is measured once and not at every level."""
+    parts["data.pkl"] = b"\x80\x02]q\x00(" + b"N" * 1_500_000 + b"h\x00e."
+
+
 def torchscript(file: Path) -> Path:
     return rewritten(file, lambda parts: parts.update({"constants.pkl": b"\x80\x02}."}))
 
@@ -192,6 +210,9 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "the same name twice": (twice, "two of its records have the same name"),
     "bytes before it": (behind_another, "its table of contents is not where it says"),
     "deep lists": (deep, "levels deep, or hold themselves"),
+    "a long list that holds itself": (lambda file: rewritten(file, _holding_itself), "or hold themselves"),
+    "more than its result": (_record("data.pkl", b"\x80\x02]}."), "it makes objects that are not in its result"),
+    "a pair of one": (_record("data.pkl", b"\x80\x02K\x01\x86."), "is not a checkpoint, or is damaged"),
     "torchscript": (torchscript, "is refused: it is a program of TorchScript"),
     "no end": (_record("data.pkl", b"\x80\x02}"), "is not a checkpoint, or is damaged"),
     "an empty pickle": (_record("data.pkl", b""), "is not a checkpoint, or is damaged"),

@@ -238,6 +238,8 @@ STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no steps": lambda s: s["quiet_moment"].pop("batches_that_stepped"),
     "no end of the epoch": lambda s: s["quiet_moment"].pop("batches_of_ended_epoch"),
     "an end of the epoch that is text": lambda s: s["quiet_moment"].update(batches_of_ended_epoch="a"),
+    "an end of the epoch that is a tensor": lambda s: s["quiet_moment"].update(batches_of_ended_epoch=torch.ones(())),
+    "seconds that are text": lambda s: s["quiet_moment"].update(seconds="5"),
     "columns that are numbers": lambda s: s["quiet_moment"].update(columns=[1]),
     "a moment that is a tensor": lambda s: s.update(quiet_moment=torch.zeros(2)),
     "settings that are a tensor": lambda s: s.update(lightning_meta=torch.zeros(2)),

@@ -21,6 +21,7 @@ from lightning_meta.report.figures import columns_of
 from lightning_meta.report.transfer import compare, write_report
 from lightning_meta.run.gradient_table import COLUMNS, PAIRS, SHARES, append_rows, cut_rows, gradient_shares, read_rows
 from lightning_meta.run.results import write_report as write_tables
+from lightning_meta.run.tables import read_table
 from tests.report.transfer_runs import Simulated, write_run
 from tests.robustness.fuzzing import short
 
@@ -88,6 +89,12 @@ def test_no_table_that_is_written_holds_a_formula(tmp_path: Path) -> None:
     assert len(tables) == 8
     assert [(file.name, cell) for file in tables for cell in cells(file) if not harmless(cell)] == []
     assert json.loads((tmp_path / "report" / "transfer.json").read_text())["methods"][0]["tasks"][0]["task"] == NAMES[0]
+
+
+def test_an_escaped_column_and_the_same_one_without_are_two_of_one_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("'=a,=a\n1,2\n")
+    with pytest.raises(UserError, match="two of its columns have one name"):
+        read_table(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize("name", [SHARES, PAIRS])

@@ -41,6 +41,14 @@ def test_the_best_of_any_validations(pairs: list[tuple[float, float]], mode: Mod
     assert best.validations == len(pairs)
 
 
+def test_in_a_damaged_checkpoint_nan_is_not_the_best_and_text_is_refused() -> None:
+    best = BestScore("max")
+    with pytest.raises(TypeError):  # which the run reports in one line
+        best.load_state_dict({"best_score": "a", "best_loss": 1.0, "validations": 2})
+    best.load_state_dict({"best_score": math.nan, "best_loss": 1.0, "validations": 2})
+    assert best.take(0.1)
+
+
 def fit(folder: Path, validations: int, *options: str) -> tuple[int, Path]:
     status = main(["fit", *OPTIONS, f"--runs={folder}", f"--trainer.max_steps={2 * validations}", *options])
     return status, folder / "toy" / "0"
