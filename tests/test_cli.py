@@ -320,6 +320,7 @@ def test_every_method_is_in_the_help_of_fit(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit, match="0"):
         run("fit", "--help")
     text = capsys.readouterr().out
+    assert "--print_config" in text
     for name in ("MAML", "ProtoNet", "MultiHead", "Independent", "EpisodicDataModule", "Omniglot", "Table"):
         assert re.search(rf"\b{name}\b", text)
     assert "MetaModule" not in text
@@ -442,6 +443,11 @@ def test_bad_configuration_files(capsys: pytest.CaptureFixture[str]) -> None:
         ("sweep", "here/maml_glyph.yaml", "did you mean maml_glyphs.yaml?"),
         ("fit", "nowhere/protonet_glyphs.yaml", "did you mean --config protonet_glyphs, which is shipped?"),
         ("fit", "nowhere/else.yaml", "there is no file"),
+        ("fit", "nowhere/a:b.yaml", "there is no file"),
+        ("fit", "a" * 300, "File name too long"),
+        ("sweep", "a" * 300, "File name too long"),
+        ("test", "a" * 300, "File name too long"),
+        ("fit", "", "is a folder"),  # an unset variable of the shell
     ],
 )
 def test_a_missing_configuration_names_a_similar_file(
@@ -450,7 +456,11 @@ def test_a_missing_configuration_names_a_similar_file(
     for name in ("protonet_glyphs", "ladder_table", "maml_glyphs"):
         Path("here").mkdir(exist_ok=True)
         (Path("here") / f"{name}.yaml").touch()
-    assert run(command, "--config", file) == 2
+    if command == "test":
+        assert run("fit", "--config", "maml.yaml") == 0
+        capsys.readouterr()
+    run_option = ["--ckpt_path", "runs/maml/0"] if command == "test" else []
+    assert run(command, *run_option, "--config", file) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert said in error

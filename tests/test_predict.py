@@ -402,6 +402,7 @@ BAD = {
     "no images": (["--query=empty"], "found no images"),
     "no folder": (["--out=nowhere/labels.csv"], "there is no folder nowhere"),
     "a folder": (["--out=support"], "this is a folder"),
+    "a folder without files": (["--out=/proc/labels.csv"], "--out /proc/labels.csv: the folder cannot be written to"),
     "a table that is not text": (["--out=predictions.parquet"], "--out predictions.parquet: the predictions are text"),
     "batch": (["--batch_size=0"], "at least 1"),
     "export": (["--export=task.bin"], ".pt2 or .onnx"),
@@ -436,6 +437,11 @@ def test_other_ways_other_models_and_classes_without_images(trained: Path, capsy
     assert main(["fit", "--config", "sine.yaml"]) == 0
     assert predict(Path("runs/sine/0")) == 2
     assert "regression" in capsys.readouterr().err.splitlines()[-1]
+    Path("rows.csv").write_text("x\n1\n")
+    assert main(["predict", "--ckpt_path", "runs/sine/0", "--table", "rows.csv"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "a model of regression is used in Python" in said
+    assert "images" not in said
 
 
 def strokes(kind: int, seed: int, light_on_dark: bool) -> Image.Image:

@@ -22,7 +22,7 @@ def config_files(args: Sequence[str]) -> list[Path]:
     """The files that `--config` names, in order, without configurations that are passed as text."""
     names = [value for option, value in pairwise(args) if option in ("-c", "--config")]
     names += [arg.partition("=")[2] for arg in args if arg.startswith(("-c=", "--config="))]
-    return [Path(name) for name in names if "\n" not in name and name]
+    return [Path(name) for name in names if not re.search(r"\{|:(\s|$)", name)]
 
 
 def check_fit_configs(args: Sequence[str]) -> None:
@@ -32,12 +32,10 @@ def check_fit_configs(args: Sequence[str]) -> None:
         UserError: A file is missing, is a ladder or a sweep, or is not valid.
     """
     for file in config_files(args):
-        if not file.exists() and not re.search("[:{]", str(file)):  # otherwise the text of a configuration
+        if not file.exists():
             name = None if similar_file(file) else similar(file.stem, shipped())
             hint = f"; did you mean --config {name}, which is shipped?" if name else ""
             raise UserError(f"--config: {no_file(file)}{hint}")
-        if not file.exists():
-            continue
         content, name = read_config(file), as_given(file)
         if "rungs" in content:
             raise UserError(f"--config: {name} is a ladder; run it with lightning-meta ladder --config {name}")

@@ -52,6 +52,7 @@ FIT = """All options of the configuration can be set on the command line:
 {lists}
 
 lightning-meta fit --help_all lists all options, including the Trainer's.
+lightning-meta fit --config NAME --print_config prints them with their values.
 lightning-meta fit --model.help MAML lists those of a model.
 lightning-meta fit --data.help EpisodicDataModule lists those of a data module."""
 

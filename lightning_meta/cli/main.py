@@ -6,6 +6,7 @@ versions, the list of configurations and wrong names are printed at once. The he
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -119,6 +120,8 @@ def _explained(error: Exception, command: str) -> str | None:
 
     if trouble := disk_trouble(error):
         return f"cannot write ({trouble}); free disk space or fix it"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{error.filename}: {error.strerror}"
     return of_lightning(error, command)
 
 

@@ -83,7 +83,7 @@ def _export_tasks(config: Namespace, model: Any) -> None:
     if not isinstance(model, MultiTaskModule):
         raise UserError(
             f"--support: {type(model).__name__} of {config.ckpt_path} learns new tasks; give a folder of labelled "
-            f"images, whose learned task is exported. {OF_REGRESSION}"
+            f"images, whose learned task is exported; {OF_REGRESSION}"
         )
     print(f"exported to {model.export(config.export)}")
 

@@ -29,9 +29,9 @@ def predict_rows(config: Namespace, model: Any) -> None:
         UserError: The model was not trained on a table, or the table is not like that of training.
     """
     if not isinstance(model, MultiTaskModule):
+        fix = "give --support a folder of labelled images" if model.spec.task == "classification" else OF_REGRESSION
         raise UserError(
-            f"--table: {type(model).__name__} of {config.ckpt_path} learns new tasks from a few examples; give "
-            f"--support a folder of labelled images; {OF_REGRESSION}"
+            f"--table: {type(model).__name__} of {config.ckpt_path} learns new tasks from a few examples; {fix}"
         )
     if model.spec.table is None:
         raise UserError(

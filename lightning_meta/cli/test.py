@@ -120,9 +120,12 @@ def test(args: Sequence[str]) -> None:
 def _print_importances(importances: Sequence[Importance]) -> None:
     """Print the most important columns of the first tasks."""
     table = Table("task", "columns, and the increase of the test loss when each is permuted")
-    for task in list(dict.fromkeys(each.task for each in importances))[:MOST_TASKS]:
+    tasks = list(dict.fromkeys(each.task for each in importances))
+    for task in tasks[:MOST_TASKS]:
         columns = sorted((each for each in importances if each.task == task), key=lambda each: -each.mean)
         table.add_row(task, ", ".join(f"{each.column} {each.mean:.3g}" for each in columns[:MOST_COLUMNS]))
+    if len(tasks) > MOST_TASKS:
+        table.caption = f"{len(tasks) - MOST_TASKS} more tasks are in the file"
     Console(markup=False, emoji=False).print(table)
 
 

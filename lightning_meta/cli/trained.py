@@ -23,7 +23,7 @@ def add_model_options(parser: Parser) -> None:
     """Add the options that choose a model and what replaces the options that it was trained with."""
     parser.option("--ckpt_path RUN", str, "A run (its best checkpoint) or a checkpoint.", required=True)
     parser.option("--steps S", int | None, "Inner steps, for methods with an inner loop.")
-    statistics = "transductive, inductive or running: the statistics that normalise query examples."
+    statistics = "transductive, inductive or running statistics for query examples; by default as in training."
     parser.option("--batch_norm WHICH", Literal["transductive", "inductive", "running"] | None, statistics)
     parser.option("--trust", bool, "Also import classes of your own that the run uses, which runs their code.")
 

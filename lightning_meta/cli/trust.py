@@ -94,7 +94,10 @@ def _check_object(spec: Any, key: str) -> None:
         raise UserError(f"{key} names the class {path}, which is not one of lightning_meta.data")
     if not _named(args):
         raise UserError(f"{key}: {path} has no arguments by name")
-    declared = arguments_of(cls)
+    try:
+        declared = arguments_of(cls)
+    except ValueError as error:  # such as those of an exception, which the parser cannot read
+        raise UserError(f"{key} names the class {path}, whose arguments cannot be read") from error
     for name, value in args.items():
         if metric := next(_metrics_by_path({name: value}), None):
             raise UserError(f"{key}.{name} names the metric {metric}, which may be any code")

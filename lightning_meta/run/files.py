@@ -45,6 +45,11 @@ def check_target(path: Path, suffixes: Collection[str] = (), option: str = "") -
         raise UserError(f"{named}: there is no folder {path.parent}")
     if path.is_dir():
         raise UserError(f"{named}: this is a folder; name a file in it")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{named}: the folder cannot be written to ({error.strerror}); name another") from error
 
 
 def check_writable(folder: Path) -> None:

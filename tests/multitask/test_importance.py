@@ -14,6 +14,8 @@ from torch import Tensor
 
 import lightning_meta as lm
 from lightning_meta.cli.main import main
+from lightning_meta.cli.test import _print_importances
+from lightning_meta.fitting.importance import Importance
 from lightning_meta.functional.random_bits import choose, key, name_key
 from lightning_meta.nn import MLP
 from lightning_meta.sources import Table
@@ -182,3 +184,11 @@ def test_the_command_tests_and_permutes(
     first = max((f for f in expected if f.task == "y"), key=lambda f: f.mean)
     assert f"{first.column} {first.mean:.3g}" in printed
     assert found == pytest.approx({(f.task, f.column): f.mean for f in expected}, rel=1e-6)
+
+
+def test_tasks_that_are_not_printed_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_importances([Importance(f"t{i}", "a", (0.5,)) for i in range(23)])
+    said = capsys.readouterr().out
+    assert "t19" in said
+    assert "t20" not in said
+    assert "3 more tasks are in the file" in said

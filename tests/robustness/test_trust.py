@@ -352,6 +352,7 @@ HOSTILE_DATA: dict[str, dict[str, Any]] = {
         {"class_path": "lightning_meta.data.files.zipfile.ZipFile", "init_args": {"file": "a"}}
     ),
     "from elsewhere": with_source({"class_path": "lightning_meta.data.cache.Path", "init_args": {}}),
+    "exception": with_source({"class_path": "lightning_meta.data.files.WrongContentError", "init_args": {"root": "a"}}),
     "precision": {"trainer": {"precision": {"class_path": "evilmod.X"}}},
     "precision as json": {"trainer": {"precision": '{"class_path": "evilmod.X"}'}},
     "precision in a file": {"trainer": {"precision": "sneaky"}},
