@@ -218,8 +218,6 @@ class Given:
     def _unfit(self, kind: Any, value: Any) -> str:
         """What was expected instead of a value."""
         expected, hint = shown(kind), f"; {self.pointer}" if len(alternatives(kind)) > 1 else ""
-        if isinstance(value, bool) and str in alternatives(kind):
-            hint = "; in YAML, quote no, yes, off, on, false and true, which are booleans"
         example = ", such as {NAME: VALUE}" if expected == "Mapping" else ""
         if isinstance(value, bool) and str in alternatives(kind):
             hint = " (in YAML, quote no, yes, off, on, false, true, which are booleans)"
