@@ -190,8 +190,8 @@ FILES: dict[str, tuple[Any, str]] = {
     "a name that is a number": ({"name": 5}, "--name: expected str or null, got 5; see lightning-meta fit --help"),
     "a boolean for text": (
         {"trainer": {"profiler": False}},
-        "--trainer.profiler: expected Profiler or str or null, got False; in YAML, quote no, yes, off, on, false and "
-        "true, which are booleans",
+        "--trainer.profiler: expected Profiler or str or null, got False (in YAML, quote no, yes, off, on, false, "
+        "true, which are booleans)",
     ),
     "an empty name": ({"": 1}, "--: there is no such option; see lightning-meta fit --help"),
     "a class in a list": (
