@@ -402,7 +402,7 @@ def test_a_failed_training_is_noted_and_a_refused_one_ends_the_search(
         script = f"import sys; print('lightning-meta: error: no'); sys.exit({status})"
         monkeypatch.setattr(children, "FIT", (sys.executable, "-S", "-c", script))
         for trials in (False, True) if status == 2 else (False,):
-            with pytest.raises(UserError, match="a, seed 1: no"):
+            with pytest.raises(UserError, match=r"a, seed 1: no \(see .*a_seed_1\.log\)"):
                 run_in_processes([("a", run)], 1, 1, tmp_path / "logs", trials)
         assert not has_failed(run)
     run_in_processes([("a", run), ("a", run)], 1, 1, tmp_path / "logs", trials=True)

@@ -246,7 +246,9 @@ def test_a_run_that_outlives_its_sweep_is_waited_for(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_ends_the_run_too(number: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_ends_the_run_too(
+    number: int, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     heed = "signal.signal(signal.SIGTERM, lambda *_: (checkpoint(), sys.exit(143)))\n"
     stand_in(monkeypatch, heed + "(run / 'ready').touch(); " + STAYS)
     Path("s.yaml").write_text(yaml.safe_dump(GRID))
@@ -259,6 +261,9 @@ def test_a_signal_ends_the_run_too(number: int, status: int, monkeypatch: pytest
     stand_in(monkeypatch)
     assert search("--trials=1") == 0
     assert [resumed for _, _, resumed in starts()] == [False, True]
+    printed = capsys.readouterr().out  # in Optuna the resumed trial has the number 1
+    assert "trial 0: val/mse 1" in printed
+    assert "│ 0     │ 1 " in printed
 
 
 @pytest.mark.parametrize("again", [True, False], ids=["by a second signal", "in time"])

@@ -124,9 +124,8 @@ def check_status(status: int, log: Path, signals: Signals) -> None:
         raise UserError(f"its process was killed by {name}{hint}, see {log}")
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     line = lines[-1] if lines else "failed without a message"
-    if status == 1 and line.startswith(ERROR):
-        raise FloatingPointError(line.removeprefix(ERROR))
-    raise UserError(f"{line.removeprefix(ERROR)} (see {log})")
+    kind = FloatingPointError if status == 1 and line.startswith(ERROR) else UserError
+    raise kind(f"{line.removeprefix(ERROR)} (see {log})")
 
 
 class OtherMetricError(UserError):

@@ -228,6 +228,7 @@ def test_means_of_errors_say_their_unit_and_do_not_depend_on_those_of_targets(tm
     printed = " ".join(text.getvalue().split())
     assert "mean 0.500; with one joint epoch 0.600 (errors over that of a constant prediction)." in printed
     assert "the mean Δ and the statements are in comparable units, errors over that of a constant prediction" in printed
+    assert "Tasks have different" not in printed  # all have the same metric
     assert report.methods[0].mean_delta_joint == pytest.approx(0.2)
 
 

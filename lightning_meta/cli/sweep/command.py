@@ -207,7 +207,8 @@ def _show(record: SweepRecord, file: Path) -> None:
     space, ranking = record.space, record.ranking()
     table = Table("trial", space.metric, *(name.rpartition(".")[2] for name in space.parameters))
     for trial in ranking[:BEST_SHOWN]:
-        table.add_row(str(trial.number), f"{trial.value:.4g}", *(_shown(trial.params[n]) for n in space.parameters))
+        shown = (_shown(trial.params[name]) for name in space.parameters)
+        table.add_row(str(record.number(trial)), f"{trial.value:.4g}", *shown)
     Console(markup=False).print(table)
     best = f"the best run: {record.place(ranking[0]) / RUN}" if ranking else "no trial has a result"
     print(f"{best}; all trials: {file}")

@@ -301,8 +301,8 @@ def _limits(against: Method, transfers: Sequence[MethodTransfer]) -> list[str]:
         )
     if not _one_unit(first):
         lines.append(
-            "Tasks have different metrics or units: the mean Δ and the statements are in comparable units, errors over "
-            "that of a constant prediction."
+            "Since tasks may differ in metric and unit, the mean Δ and the statements are in comparable units, errors "
+            "over that of a constant prediction."
         )
     if excluded := max(transfer.delta_m_excluded for transfer in transfers):
         lines.append(
