@@ -106,6 +106,10 @@ def outcome(text: str) -> str:
             status = main(["fit", "--config", str(file), *QUICK])
     except TooSlow:  # a billion inner steps are a wish like any other
         return "slow"
+    except RuntimeError as error:
+        if isinstance(error.__context__, TooSlow):  # it came while torch was leaving a context
+            return "slow"
+        raise
     assert status in (0, 1, 2), status
     errors = [line for line in said.getvalue().splitlines() if line.startswith("lightning-meta: error: ")]
     assert len(errors) == (status != 0), said.getvalue()
