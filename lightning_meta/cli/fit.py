@@ -153,11 +153,14 @@ class MetaCLI(LightningCLI):
 class ParsedOnly(MetaCLI):
     """Parses the configuration of `fit`, without creating objects or setting seeds."""
 
-    def _set_seed(self) -> None:
-        pass
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the options, and hide the seed until Lightning has passed the place where it sets one."""
+        super().parse_arguments(parser, args)
+        self._seed, self.config.seed_everything = self.config.seed_everything, False
 
     def instantiate_classes(self) -> None:
         """Create nothing."""
+        self.config.seed_everything = self._seed
 
 
 def rehearse(args: Sequence[str]) -> None:

@@ -103,7 +103,7 @@ def about(name: str, values: Any, other_columns: bool = False) -> Iterator[None]
     except (TypeError, ValueError) as error:
         if isinstance(error, UserError) or other_columns:
             raise
-        line = f"{name}: {_with_advice(str(error).splitlines()[0].rstrip('.'), values)}"
+        line = f"{name}: {_with_advice(str(error).splitlines()[0].rstrip('.: '), values)}"
         raise (TypeError if isinstance(error, TypeError) else UserError)(line) from error
 
 

@@ -131,6 +131,10 @@ def _label(path: str, module: nn.Module) -> str:
     return f"{path or 'the network'} ({type(module).__name__})"
 
 
+_IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__imatmul__"}
+_READ_MEMORY = (Tensor.numpy, Tensor.__array__, Tensor.__deepcopy__, Tensor.data_ptr, Tensor.untyped_storage)
+
+
 class _Calls(TorchFunctionMode):
     """Notes which function of torch failed."""
 
@@ -147,11 +151,7 @@ class _Calls(TorchFunctionMode):
     def changed_in_place(self) -> bool:
         """Whether the function that failed changes its first argument."""
         name = getattr(self.failed, "__name__", "")
-        return name in _CHANGE_ITEMS or (name.endswith("_") and not name.startswith("__"))
-
-
-_CHANGE_ITEMS = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__imatmul__"}
-_READ_MEMORY = (Tensor.numpy, Tensor.__array__, Tensor.__deepcopy__, Tensor.data_ptr, Tensor.untyped_storage)
+        return name in _IN_PLACE or (name.endswith("_") and not name.startswith("__"))
 
 
 def _remedy(error: RuntimeError, calls: _Calls, in_second_derivative: bool) -> str | None:

@@ -47,6 +47,7 @@ WRONG_FEATURES: dict[str, tuple[Any, str]] = {
     "None": (None, "^X: an array, a list or a DataFrame is needed, got None"),
     "dictionary": ({"a": [1.0]}, "^X: an array, a list or a DataFrame is needed, got dict"),
     "one row": (X[0], r"^X: rows and columns are needed, got 4 numbers\. Reshape your data: X.reshape\(1, -1\)"),
+    "tensors of one number": (list(torch.ones(4)), "^X: Expected 2D array, got 1D array instead$"),
     "list of numbers": (X[0].tolist(), r"^X: rows and columns are needed, got 4 numbers"),
     "column of a table": (pandas.Series(X[0]), r"^X: rows and columns are needed, got 4 numbers"),
     "missing": (np.full((2, 4), np.nan), "^X: Input X contains NaN; fill in missing values first"),

@@ -150,7 +150,7 @@ BAD: dict[Callable[[Path], None], str] = {
     other_tasks: "have different tasks: 'b' is in one only",
     other_examples: "were tested on different examples of task 'b'",
     other_targets: "were tested on different examples of task 'b'",
-    other_sizes: "differ in train_examples of task 'b': 7 and 100",
+    other_sizes: "differ in the training examples of task 'b': 7 and 100",
     other_fingerprint: "were run on different data: their data_fingerprint differs (xyz and abc)",
     other_seed: "shared was trained with seed 9, and the baseline independent with 1; runs are paired by seed",
     same_seed_twice: "have the same seed, 1; leave one out",

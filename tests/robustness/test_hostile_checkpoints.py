@@ -132,6 +132,18 @@ def test_what_torch_takes_and_training_writes_is_read() -> None:
     assert len(read["views"]) == 40
 
 
+def test_a_tuple_of_too_few_values_and_a_size_of_text_are_refused_before_torch_reads_them() -> None:
+    torch.save(torch.ones(1), "a.pt")
+    with zipfile.ZipFile("a.pt") as archive:
+        sound = archive.read("a/data.pkl")
+    check_outline(sound, lambda key: 4)
+    size, text = b"K\x01\x85", b"X\x01\0\0\x001\x85"  # (1,) and ("1",)
+    assert size in sound
+    for damaged in (sound.replace(size, text, 1), sound.replace(size, text), b"\x80\x02K\x01\x86."):
+        with pytest.raises((IndexError, ValueError)):
+            check_outline(damaged, lambda key: 4)
+
+
 def test_a_file_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that has changed is checked again."""
     calls: list[str] = []

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from reprlib import repr
 from typing import Any
 
 import yaml
@@ -167,7 +167,7 @@ def _parsed(file: str, folder: Path, rung: str, config: dict[str, Any], options:
 def _mapping(where: str, value: Any) -> dict[str, Any]:
     value = value or {}
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise UserError(f"{where}: expected a mapping, got {repr(value)}")
+        raise UserError(f"{where}: expected a mapping, got {reprlib.repr(value)}")
     return value
 
 

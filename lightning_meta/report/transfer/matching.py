@@ -30,6 +30,12 @@ COMMON = (
     "trainer.accumulate_grad_batches",
     "trainer.limit_train_batches",
 )
+# Fields of `TaskResult` that all runs have in common, as messages name them.
+COMPARED = {
+    "metric": "the metric",
+    "better": "which values of the metric are better,",
+    "train_examples": "the training examples",
+}
 MOST = 10  # differences that are listed for a method
 
 
@@ -204,10 +210,10 @@ def _check_same_data(run: Run, first: Run) -> None:
                 f"{both} were tested on different examples of task {name!r} ({len(task.ids)} and {len(other.ids)}); "
                 "compare runs on the same data and split"
             )
-        for field in ("metric", "better", "train_examples"):
+        for field, what in COMPARED.items():
             a, b = getattr(task, field), getattr(other, field)
             if a != b:
-                raise UserError(f"{both} differ in {field} of task {name!r}: {a} and {b}")
+                raise UserError(f"{both} differ in {what} of task {name!r}: {a} and {b}")
 
 
 def _differing(a: Run, b: Run) -> Iterator[tuple[str, Any, Any]]:
